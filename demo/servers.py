@@ -32,7 +32,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import IO, Any, Literal, Self
 from urllib.parse import quote
 
 import psutil
@@ -54,6 +54,7 @@ from kafka.admin import (  # type: ignore[import-untyped]
     ResourcePatternFilter,
     ResourceType,
 )
+from kafka.errors import KafkaError  # type: ignore[import-untyped]
 
 HOST = "127.0.0.1"
 KAFKA = "Apache Kafka 4.3.1"
@@ -184,10 +185,6 @@ class Port:
         self.guard.close()
 
 
-def _tail(log: Path, lines: int = 12) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""
-
-
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL for a process and its children, and wait until they run no more."""
     if process.poll() is not None:
@@ -210,9 +207,89 @@ def _runs(process: psutil.Process) -> bool:
     return False
 
 
+def _open_to_all(directory: Path) -> bool:
+    """Whether any user of the machine may enter a directory."""
+    directory = directory.resolve()
+    return all(each.stat().st_mode & 0o001 for each in (directory, *directory.parents))
+
+
 def _write_secret(path: Path, content: bytes) -> None:
     path.touch(mode=0o600)
     path.write_bytes(content)
+
+
+class _Server:
+    """What both servers are: a process with a log, which is there once it answers."""
+
+    name: str
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The server's (first) process."""
+        if self.process is None:
+            raise RuntimeError(f"{self.name} is not running")
+        return self.process.pid
+
+    def start(self) -> None:
+        """Start, or start again on the same ports with the same data; returns when the server answers.
+
+        Raises a RuntimeError with the last lines of the server's log when it doesn't.
+        """
+        if self.process is not None and self.process.poll() is None:
+            return
+        self._prepare()
+        with self.log.open("ab") as log:
+            self.process = self._launch(log)
+        deadline = time.monotonic() + START_SECONDS
+        try:
+            while not self._answers():
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise self._failure("did not start")
+                time.sleep(0.03)
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """SIGKILL for all of its processes; start() recovers what was stored."""
+        if self.process is not None:
+            _kill(self.process)
+            self.process = None
+
+    def close(self) -> None:
+        """End it for good."""
+        self.kill()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _stop(self, number: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS)
+            self.kill()
+
+    def _failure(self, what: str) -> RuntimeError:
+        end = "\n".join(self.log.read_text(errors="replace").splitlines()[-12:])
+        if "Address already in use" in end:
+            return RuntimeError(f"{self.name} {what}: another program has taken its port meanwhile; try again")
+        return RuntimeError(f"{self.name} {what}; the end of its log:\n{end}")
+
+    def _prepare(self) -> None:
+        raise NotImplementedError
+
+    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        raise NotImplementedError
+
+    def _answers(self) -> bool:
+        raise NotImplementedError
 
 
 # Certificates
@@ -222,7 +299,7 @@ class Certificates:
     """A certificate authority of our own, a server certificate for 127.0.0.1 and localhost, and client certificates.
 
     In the directory: ca.pem, server.cert, server.key, server.pem (both, for Kafka), service.cert, service.key,
-    admin.cert, admin.key; on demand a second authority that nobody trusts: foreign_ca.pem, foreign.cert, foreign.key.
+    admin.cert, admin.key.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -242,20 +319,11 @@ class Certificates:
         return self._issue(self.authority, name, name, days=days)
 
     @functools.cached_property
-    def foreign_ca(self) -> Path:
-        """Another authority, and foreign.cert and foreign.key that it issued to another `service`."""
-        stranger, path = trustme.CA(), self.directory / "foreign_ca.pem"
-        self._issue(stranger, "service", "service", file="foreign")
-        stranger.cert_pem.write_to_path(path)
-        return path
-
-    @property
-    def foreign_cert(self) -> Path:
-        return self.foreign_ca.with_name("foreign.cert")
-
-    @property
-    def foreign_key(self) -> Path:
-        return self.foreign_ca.with_name("foreign.key")
+    def foreign(self) -> tuple[Path, Path, Path]:
+        """foreign_ca.pem, foreign.cert, foreign.key: an authority that nobody trusts, and another `service` of its."""
+        stranger, ca = trustme.CA(), self.directory / "foreign_ca.pem"
+        stranger.cert_pem.write_to_path(ca)
+        return ca, *self._issue(stranger, "service", "service", file="foreign")
 
     def _issue(
         self, authority: trustme.CA, name: str, *identities: str, days: float = 30, file: str | None = None
@@ -274,7 +342,7 @@ class Certificates:
 # Apache Kafka
 
 
-class Kafka:
+class Kafka(_Server):
     """One Apache Kafka node (KRaft) with mutual TLS on each of its listeners; the controller's is no exception.
 
     Clients are known by their certificate's common name: `admin` may do everything, and so may everyone else unless
@@ -283,6 +351,8 @@ class Kafka:
     certificate, for the user `service` with `password` by SCRAM-SHA-256, SCRAM-SHA-512 or PLAIN.
     `properties` are the broker's, read at each start, and win.
     """
+
+    name = KAFKA
 
     def __init__(
         self,
@@ -297,7 +367,6 @@ class Kafka:
         self.certificates = certificates
         self.password = secrets.token_urlsafe(12)
         self.log = directory / "kafka.log"
-        self.process: subprocess.Popen[bytes] | None = None
         self._formatted = False
         names = ["CONTROLLER", "DIRECT", *(["SASL"] if sasl else []), *(extra_listeners or {})]
         self._ports = {name: Port() for name in names}
@@ -356,57 +425,45 @@ class Kafka:
             }
         return properties
 
-    @property
-    def pid(self) -> int:
-        """The broker's process."""
-        if self.process is None:
-            raise RuntimeError(f"{KAFKA} is not running")
-        return self.process.pid
-
     def address(self, listener: str = "DIRECT") -> Address:
         """Where a listener listens, whatever it advertises: a proxy's target."""
         return HOST, self._ports[listener].number
 
-    def start(self) -> None:
-        """Start, or start again on the same ports with the same data; returns when the broker answers.
+    def stop(self) -> None:
+        """SIGTERM: the broker ends in order."""
+        self._stop(signal.SIGTERM)
 
-        Raises a RuntimeError with the last lines of the broker's log when it doesn't.
-        """
-        if self.process is not None:
-            return
-        settings = self._prepare()
-        with self.log.open("ab") as log:
-            self.process = self._java(log, "kafka.Kafka", str(settings))
-        try:
-            self._wait()
-        except BaseException:
-            self.kill()
-            raise
+    def close(self) -> None:
+        """End it for good: its ports are free for others again."""
+        self.kill()
+        for port in self._ports.values():
+            port.close()
 
-    def _prepare(self) -> Path:
+    def _prepare(self) -> None:
         """Write the settings (they may have changed) and, the first time, format the storage."""
         (self.directory / "tmp").mkdir(parents=True, exist_ok=True)
         (self.directory / "log4j2.properties").write_text(LOG4J)
-        settings = self.directory / "server.properties"
-        settings.touch(mode=0o600)
-        settings.write_text("".join(f"{name}={value}\n" for name, value in self.properties.items()))
+        lines = [f"{name}={value}\n" for name, value in self.properties.items()]
+        _write_secret(self.directory / "server.properties", "".join(lines).encode())
+        if self._formatted:
+            return
+        command = ["kafka.tools.StorageTool", "format", "-t", "eventKafkaPostgres0000", "-c", "server.properties"]
+        if "sasl.enabled.mechanisms" in self.properties:
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+                command += ["--add-scram", f"{mechanism}=[name=service,password={self.password}]"]
+        with self.log.open("ab") as log:
+            process = self._java(log, *command)
+        try:
+            self._formatted = process.wait() == 0
+        finally:
+            _kill(process)
         if not self._formatted:
-            command = ["kafka.tools.StorageTool", "format", "-t", "eventKafkaPostgres0000", "-c", str(settings)]
-            if "sasl.enabled.mechanisms" in self.properties:
-                for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
-                    command += ["--add-scram", f"{mechanism}=[name=service,password={self.password}]"]
-            with self.log.open("ab") as log:
-                process = self._java(log, *command)
-                try:
-                    status = process.wait()
-                finally:
-                    _kill(process)
-            if status != 0:
-                raise RuntimeError(f"{KAFKA} could not format its storage; the end of its log:\n{_tail(self.log)}")
-            self._formatted = True
-        return settings
+            raise self._failure("could not format its storage")
 
-    def _java(self, log: Any, *command: str) -> subprocess.Popen[bytes]:
+    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return self._java(log, "kafka.Kafka", "server.properties")
+
+    def _java(self, log: IO[bytes], *command: str) -> subprocess.Popen[bytes]:
         flags = [*JVM_FLAGS, "-Djava.io.tmpdir=tmp", "-Dlog4j2.configurationFile=log4j2.properties"]
         return subprocess.Popen(
             [str(JAVA), *flags, "-cp", fetch_kafka(), *command],
@@ -417,47 +474,13 @@ class Kafka:
             start_new_session=True,  # Ctrl-C is for us; we stop the servers in order
         )
 
-    def _wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        assert self.process
-        while True:
-            with suppress(ConnectionRefusedError), socket.create_connection(self.address(), timeout=5):
-                break
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{KAFKA} did not start; the end of its log:\n{_tail(self.log)}")
-            time.sleep(0.05)
-        with self.admin() as admin:
-            while not admin.describe_cluster()["brokers"]:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{KAFKA} did not start; the end of its log:\n{_tail(self.log)}")
-                time.sleep(0.05)
-
-    def stop(self) -> None:
-        """SIGTERM: the broker ends in order, within two seconds or so."""
-        if self.process is not None:
-            self.process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(STOP_SECONDS)
-            self.kill()
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        if self.process is not None:
-            _kill(self.process)
-            self.process = None
-
-    def close(self) -> None:
-        """End it for good: the ports are free for others again."""
-        self.kill()
-        for port in self._ports.values():
-            port.close()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _answers(self) -> bool:
+        try:
+            socket.create_connection(self.address()).close()
+            with self.admin() as admin:
+                return bool(admin.describe_cluster()["brokers"])
+        except (OSError, KafkaError):
+            return False
 
     def environment(self, listener: str = "DIRECT", mechanism: str = "SCRAM-SHA-256") -> dict[str, str]:
         """What the scripts need to connect as `service`: with its certificate, or on SASL with its password."""
@@ -523,12 +546,14 @@ class Kafka:
 # PostgreSQL
 
 
-class Postgres:
+class Postgres(_Server):
     """One PostgreSQL that takes connections over TLS with a password (scram-sha-256) and no others.
 
     The user `events` owns the database `events`; `postgres` may do everything. `settings` are the server's, read at
     each start. When we are root it runs as nobody, who has to be able to enter the directory.
     """
+
+    name = POSTGRES
 
     def __init__(self, directory: Path, certificates: Certificates, settings: Mapping[str, str] | None = None) -> None:
         self.directory = directory
@@ -538,8 +563,8 @@ class Postgres:
         self.home = directory / "postgresql"
         self.data = self.home / "data"
         self.log = directory / "postgresql.log"
-        self.process: subprocess.Popen[bytes] | None = None
         self._port = Port()
+        self._has_database = False
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
@@ -550,23 +575,26 @@ class Postgres:
         """Where it listens: a proxy's target."""
         return HOST, self._port.number
 
-    @property
-    def pid(self) -> int:
-        """The postmaster's process."""
-        if self.process is None:
-            raise RuntimeError(f"{POSTGRES} is not running")
-        return self.process.pid
-
     def start(self) -> None:
-        """Start, or start again on the same port with the same data; returns when it takes connections.
+        """As of every server; the first time it makes user and database."""
+        super().start()
+        if not self._has_database:
+            self._make_database()
+            self._has_database = True
 
-        Raises a RuntimeError with the last lines of its log when it doesn't.
-        """
-        if self.process is not None:
-            return
-        fresh = not (self.data / "server.key").exists()
-        if fresh:
-            self._install()
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """End it: "fast" ends the sessions and shuts down in order, "immediate" leaves the rest to the recovery."""
+        self._stop(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
+
+    def close(self) -> None:
+        """End it for good. After a kill it is started once more, for only it can give its shared memory back."""
+        if self.process is None and (self.data / "postmaster.pid").exists():
+            with suppress(RuntimeError):
+                super().start()
+        self.stop("immediate")
+        self._port.close()
+
+    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         settings = {
             "listen_addresses": HOST,
             "port": str(self._port.number),
@@ -575,15 +603,10 @@ class Postgres:
             "ssl": "on",
         } | self.settings
         options = [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]
-        with self.log.open("ab") as log:
-            self.process = self._run(subprocess.Popen, "postgres", "-D", str(self.data), *options, stdout=log)
-        try:
-            self._wait()
-            if fresh:
-                self._make_database()
-        except BaseException:
-            self.kill()
-            raise
+        process: subprocess.Popen[bytes] = self._run(
+            subprocess.Popen, "postgres", "-D", str(self.data), *options, stdout=log
+        )
+        return process
 
     def _run(self, run: Callable[..., Any], program: str, *arguments: str, **options: Any) -> Any:
         """One of PostgreSQL's programs, through subprocess.run or subprocess.Popen."""
@@ -597,8 +620,10 @@ class Postgres:
             **options,
         )
 
-    def _install(self) -> None:
-        """Unpack the binaries and make the data directory."""
+    def _prepare(self) -> None:
+        """The first time: unpack the binaries and make the data directory."""
+        if (self.data / "server.key").exists():
+            return
         self.home.mkdir(parents=True, exist_ok=True)
         if self._user:
             self._open_to_nobody()
@@ -621,11 +646,8 @@ class Postgres:
     def _open_to_nobody(self) -> None:
         self.directory.chmod(self.directory.stat().st_mode | 0o011)
         os.chown(self.home, self._user["user"], self._user["group"])
-        for parent in self.directory.resolve().parents:
-            if not parent.stat().st_mode & 0o001:
-                raise RuntimeError(
-                    f"{POSTGRES} runs as nobody when we are root, and nobody may not enter {parent}: set TMPDIR"
-                )
+        if not _open_to_all(self.directory):
+            raise RuntimeError(f"{POSTGRES} runs as nobody when we are root, and nobody may not enter {self.directory}")
 
     def _file(self, name: str, content: bytes) -> Path:
         """Write a file that only PostgreSQL's user may read."""
@@ -635,16 +657,12 @@ class Postgres:
             os.chown(path, self._user["user"], self._user["group"])
         return path
 
-    def _wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        assert self.process
-        while True:
-            try:
-                return self.connect("postgres", dbname="postgres").close()
-            except psycopg2.OperationalError as error:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{POSTGRES} did not start; the end of its log:\n{_tail(self.log)}") from error
-            time.sleep(0.02)
+    def _answers(self) -> bool:
+        try:
+            self.connect("postgres", dbname="postgres").close()
+        except psycopg2.OperationalError:
+            return False
+        return True
 
     def _make_database(self) -> None:
         connection = self.connect("postgres", dbname="postgres")
@@ -653,35 +671,6 @@ class Postgres:
             cursor.execute("create role events login password %s", (self.passwords["events"],))
             cursor.execute("create database events owner events")
         connection.close()
-
-    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """End it: "fast" ends the sessions and shuts down in order, "immediate" leaves the rest to the recovery."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(STOP_SECONDS)
-            self.kill()
-
-    def kill(self) -> None:
-        """SIGKILL for the postmaster and all of its processes; start() recovers."""
-        if self.process is not None:
-            _kill(self.process)
-            self.process = None
-
-    def close(self) -> None:
-        """End it for good. After a kill it is started once more, for only it can give its shared memory back."""
-        if self.process is None and (self.data / "postmaster.pid").exists():
-            with suppress(RuntimeError):
-                self.start()
-        self.stop("immediate")
-        self._port.close()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def environment(self, user: str = "events", address: Address | None = None) -> dict[str, str]:
         """What the scripts need to connect, at another address (a proxy's) if one is given."""
@@ -723,7 +712,7 @@ class _Connection:
     def reset(self) -> None:
         """RST to both ends."""
         for end in self.sockets:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() sends it
         if self.task:
             self.task.cancel()
 
@@ -829,54 +818,49 @@ class Proxy:
 
     async def _serve(self, connection: _Connection) -> None:
         """Carry one connection until both ends have finished."""
+        ends = connection.sockets
         try:
             if not connection.dead:
-                server = socket.socket()
-                server.setblocking(False)
-                connection.sockets.append(server)
-                if self.target is None:
-                    raise ConnectionRefusedError
-                await self._loop.sock_connect(server, self.target)
-            for end in connection.sockets:
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            ends = connection.sockets
-            pumps = [asyncio.create_task(self._pump(connection, a, b)) for a, b in zip(ends, ends[::-1], strict=True)]
-            try:
-                await asyncio.gather(*pumps)
-            finally:
-                for pump in pumps:
-                    pump.cancel()
-        except OSError:
+                ends.append(socket.socket())
+                ends[1].setblocking(False)
+                await self._loop.sock_connect(ends[1], self.target or (HOST, 0))
+            async with asyncio.TaskGroup() as pumps:
+                for source, sink in zip(ends, reversed(ends), strict=True):
+                    source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    pumps.create_task(self._pump(connection, source, sink))
+        except* OSError:
             connection.reset()
         finally:
-            for end in connection.sockets:
+            for end in ends:
                 end.close()
             self._connections.discard(connection)
 
     async def _pump(self, connection: _Connection, source: socket.socket, sink: socket.socket) -> None:
         """Carry the bytes of one direction."""
-        while True:
-            slow = self._mode == "slow"
-            data = await self._loop.sock_recv(source, max(1, self.bytes_per_second // 10) if slow else CHUNK)
-            if slow and data:
-                await asyncio.sleep(self.latency_seconds + len(data) / self.bytes_per_second)
+        while data := await self._receive(connection, source):
             if connection.dead:
-                if not data:
-                    source.close()
-                    return
                 continue
-            if not data:
-                sink.shutdown(socket.SHUT_WR)
-                return
-            if self._bytes_left is not None and len(data) >= self._bytes_left:
-                left, self._bytes_left = self._bytes_left, None
-                await self._loop.sock_sendall(sink, data[:left])
+            if self._bytes_left is not None:
+                data, self._bytes_left = data[: self._bytes_left], self._bytes_left - len(data)
+            await self._loop.sock_sendall(sink, data)
+            if self._bytes_left is not None and self._bytes_left <= 0:
+                self._bytes_left = None
                 for each in self._connections:
                     each.reset()
-                return
-            if self._bytes_left is not None:
-                self._bytes_left -= len(data)
-            await self._loop.sock_sendall(sink, data)
+        if not connection.dead:
+            sink.shutdown(socket.SHUT_WR)
+
+    async def _receive(self, connection: _Connection, source: socket.socket) -> bytes:
+        slow = self._mode == "slow"
+        try:
+            data = await self._loop.sock_recv(source, max(1, self.bytes_per_second // 10) if slow else CHUNK)
+        except OSError:
+            if connection.dead:
+                return b""
+            raise
+        if slow:
+            await asyncio.sleep(self.latency_seconds + len(data) / self.bytes_per_second)
+        return data
 
 
 # All of it
@@ -914,7 +898,10 @@ def servers(
     `report` gets a line for people whenever something takes time. Other arguments: Kafka's and PostgreSQL's own.
     """
     with ExitStack() as stack:
-        directory = Path(tempfile.mkdtemp(prefix="eventKafkaPostgres-"))
+        room = Path(tempfile.gettempdir())
+        if os.geteuid() == 0 and not _open_to_all(room):
+            room = Path("/tmp")  # a TMPDIR of root's own: PostgreSQL, running as nobody, could not enter it
+        directory = Path(tempfile.mkdtemp(prefix="eventKafkaPostgres-", dir=room))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         certificates = Certificates(directory / "certificates")
         kafka_proxy, postgres_proxy = stack.enter_context(Proxy()), stack.enter_context(Proxy())
@@ -930,5 +917,6 @@ def servers(
             report(f"Starting {KAFKA} and {POSTGRES} ...")
             kafka.start()
             postgres_started.result()
-        report("Both are up, with TLS.")
+        (host, port), (its_host, its_port) = kafka.address(), postgres.address
+        report(f"{KAFKA} listens on {host}:{port}, {POSTGRES} on {its_host}:{its_port}, both with TLS.")
         yield Servers(directory, certificates, kafka, postgres, kafka_proxy, postgres_proxy)
