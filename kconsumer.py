@@ -1,0 +1,762 @@
+"""Record the warnings that come through Apache Kafka in PostgreSQL, each once.
+
+$ python kconsumer.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import math
+import os
+import re
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NoReturn
+
+import psycopg2
+import psycopg2.extensions
+import psycopg2.extras
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+from kafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+)
+from kafka.structs import OffsetAndMetadata
+
+from kproducer import (
+    KafkaLog,
+    OneLineParser,
+    Outage,
+    Stop,
+    __version__,
+    argument,
+    end_process,
+    kafka_options,
+    plain,
+    start_logging,
+    tls_context,
+    topic_name,
+)
+
+SILENCE_SECONDS = 8.0  # PostgreSQL made no progress for so long: its connection is given up
+SETUP_SECONDS = 600.0  # the same while tables and indexes are made
+RETRY_SECONDS = (1.0, 4.0, 30.0)  # pauses: the first, the longest when nothing answers, when PostgreSQL refuses
+IDLE_SECONDS = 15.0  # without a message for so long, Kafka is asked whether it is there
+SUSPECT_SECONDS = 5.0  # the same when its log says that it isn't
+GIVE_UP_SECONDS = 15.0  # --until-empty ends after so long without success
+STOP_SECONDS = 3  # for what is going on after SIGINT or SIGTERM
+HOST_CHARACTERS = 255
+
+CONSUMER_OPTIONS: dict[str, Any] = {
+    "client_id": "kconsumer",
+    "request_timeout_ms": 5000,
+    "heartbeat_interval_ms": 6000,
+    "session_timeout_ms": 20000,
+    "reconnect_backoff_max_ms": 2000,
+    "metadata_max_age_ms": 10000,
+    "max_poll_records": 10000,
+    "fetch_max_bytes": 8 << 20,
+    "max_partition_fetch_bytes": 4 << 20,
+}
+# What the promise rests on: no setting changes these.
+CONSUMER_PROMISE: dict[str, Any] = {
+    "enable_auto_commit": False,
+    "auto_offset_reset": "none",
+    "group_id": "kconsumer",
+    "consumer_timeout_ms": math.inf,
+    "check_crcs": True,
+}
+POSTGRES_OPTIONS: dict[str, Any] = {
+    "application_name": "kconsumer",
+    "connect_timeout": 4,
+    "gssencmode": "disable",
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "sslmode": "verify-full",
+    **({"tcp_user_timeout": 8000} if sys.platform == "linux" else {}),
+}
+
+SSL_MODES = ("verify-full", "verify-ca", "require", "prefer", "allow", "disable")
+GOES_ON = (
+    KafkaConnectionError,
+    GroupAuthorizationFailedError,
+    TopicAuthorizationFailedError,
+)  # the consumer still works
+
+logger = logging.getLogger("kconsumer")
+
+
+# SQL
+
+TABLES = {
+    "bandwidth_exceeds": """
+create table if not exists bandwidth_exceeds (
+    event_id uuid primary key,
+    observed_at timestamptz not null,
+    host text not null,
+    interfaces text[] not null,
+    bytes_sent_per_second double precision not null,
+    bytes_received_per_second double precision not null,
+    bytes_per_second double precision not null,
+    limit_bytes_per_second double precision not null,
+    message text not null,
+    topic text not null,
+    partition integer not null,
+    "offset" bigint not null,
+    recorded_at timestamptz not null default now(),
+    extra jsonb
+)""",
+    "bandwidth_exceeds_host_observed_at": """
+create index if not exists bandwidth_exceeds_host_observed_at on bandwidth_exceeds (host, observed_at)""",
+    "rejected_messages": """
+create table if not exists rejected_messages (
+    topic text,
+    partition integer,
+    "offset" bigint,
+    key bytea,
+    value bytea,
+    reason text not null,
+    recorded_at timestamptz not null default now(),
+    primary key (topic, partition, "offset")
+)""",
+    "consumed_offsets": """
+create table if not exists consumed_offsets (
+    consumer_group text,
+    topic text,
+    partition integer,
+    next_offset bigint not null,
+    primary key (consumer_group, topic, partition)
+)""",
+}
+MISSING = (
+    "select name from unnest(%s::text[]) with ordinality as wanted (name, n) where to_regclass(name) is null order by n"
+)
+# A backend whose client is gone, or behind a network that went silent, would keep its locks for hours.
+BEGIN = """
+begin;
+set local timezone = 'UTC';
+set local lock_timeout = '5s';
+set local idle_in_transaction_session_timeout = '15s';
+set local tcp_keepalives_idle = 5;
+set local tcp_keepalives_interval = 2;
+set local tcp_keepalives_count = 3;
+set local tcp_user_timeout = '10s'"""
+END_FORSAKEN = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where usename = current_user and application_name = current_setting('application_name') and pid <> pg_backend_pid()
+and wait_event = 'ClientRead' and xact_start is not null and state_change < now() - interval '8 s'"""
+COLUMNS = """event_id, observed_at, host, interfaces, bytes_sent_per_second, bytes_received_per_second,
+bytes_per_second, limit_bytes_per_second, message, topic, partition, "offset", extra"""
+COPY = f"copy bandwidth_exceeds ({COLUMNS}) from stdin"
+TEMPORARY = "create temporary table batch (like bandwidth_exceeds including defaults) on commit drop"
+COPY_TEMPORARY = f"copy batch ({COLUMNS}) from stdin"
+MERGE = f"insert into bandwidth_exceeds ({COLUMNS}) select {COLUMNS} from batch on conflict do nothing; truncate batch"
+REJECT = """
+insert into rejected_messages (topic, partition, "offset", key, value, reason) values %s on conflict do nothing"""
+CONSUMED = """
+insert into consumed_offsets (consumer_group, topic, partition, next_offset) values %s
+on conflict (consumer_group, topic, partition)
+do update set next_offset = greatest(consumed_offsets.next_offset, excluded.next_offset)"""
+NEXT_OFFSETS = "select partition, next_offset from consumed_offsets where consumer_group = %s and topic = %s"
+# A topic that was made anew counts from 0 again: what was rejected at these offsets before keeps its row.
+FORGET = "delete from consumed_offsets where consumer_group = %s and topic = %s and partition = %s"
+RENAME_REJECTED = """
+update rejected_messages set topic = topic || ' before ' || now() where topic = %s and partition = %s"""
+
+
+# The rows
+
+
+class Number(str):
+    """A number of a JSON text, as it stands there: PostgreSQL reads it, and nothing is lost on the way."""
+
+    __slots__ = ()
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """NaN and the infinities are no JSON."""
+    raise ValueError(f"{name} is no number")
+
+
+decoder = json.JSONDecoder(parse_float=Number, parse_int=Number, parse_constant=refuse_constant)
+scan = decoder.scan_once
+is_uuid = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}").fullmatch
+is_long = re.compile(r"[eE]|\d{25}").search  # a number that may be beyond a double precision
+FIELDS = ("event_id", "observed_at", "host", "interfaces", "bytes_sent_per_second", "bytes_received_per_second",
+          "bytes_per_second", "limit_bytes_per_second", "message")  # fmt: skip
+KINDS = (str, str, str, list, Number, Number, Number, Number, str)
+ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
+
+
+def copy_line(value: bytes, topic: str, partition: int, offset: int) -> str:
+    """The row of a message in COPY's text format. ValueError tells why the message can't be stored."""
+    text = value.decode()
+    try:
+        fields, end = scan(text, 0)
+    except StopIteration:
+        end = -1
+    if end != len(text):
+        fields = decoder.decode(text)  # white space around it, or the error
+    try:
+        event_id, observed_at, host, interfaces, sent, received, total, limit, message = values = [
+            fields[name] for name in FIELDS
+        ]
+    except (TypeError, KeyError, IndexError) as error:
+        raise ValueError(f"missing field {error}" if isinstance(fields, dict) else "no JSON object") from None
+    if (*map(type, values),) != KINDS:
+        wrong = next(name for name, value, kind in zip(FIELDS, values, KINDS) if type(value) is not kind)
+        raise ValueError(f"{wrong} has the wrong type")
+    if not is_uuid(event_id):
+        raise ValueError("event_id is no UUID")
+    if datetime.fromisoformat(observed_at).tzinfo is None:
+        raise ValueError("observed_at has no time zone")
+    if len(host) > HOST_CHARACTERS:
+        raise ValueError(f"host is longer than {HOST_CHARACTERS} characters")
+    for name in interfaces:
+        if type(name) is not str:
+            raise ValueError("interfaces has the wrong type")
+    numbers = f"{sent}\t{received}\t{total}\t{limit}"
+    if is_long(numbers) and not all(math.isfinite(float(number)) for number in numbers.split("\t")):
+        raise ValueError("a number is beyond a double precision")
+    extra = r"\N"
+    if "\\" not in text and len(fields) == len(FIELDS):  # then no text holds what COPY, an array or PostgreSQL minds
+        array = '","'.join(interfaces)
+    else:
+        if len(fields) > len(FIELDS):
+            extra = extra_fields(text).translate(ESCAPES)
+        array = '","'.join(name.replace("\\", r"\\").replace('"', r"\"") for name in interfaces).translate(ESCAPES)
+        host, message = host.translate(ESCAPES), message.translate(ESCAPES)
+        if "\0" in f"{host}{array}{message}":
+            raise ValueError("a text holds a NUL, which PostgreSQL does not store")
+        f"{host}{array}{message}{extra}".encode()  # UnicodeEncodeError is a ValueError: half a surrogate pair
+    array = f'{{"{array}"}}' if interfaces else "{}"
+    return (
+        f"{event_id}\t{observed_at}\t{host}\t{array}\t{numbers}\t{message}\t{topic}\t{partition}\t{offset}\t{extra}\n"
+    )
+
+
+def extra_fields(text: str) -> str:
+    """The fields that the table has no column for, as JSON. ValueError when jsonb can't hold them."""
+    extra = {name: value for name, value in json.loads(text).items() if name not in FIELDS}
+    dumped = json.dumps(extra, ensure_ascii=False, allow_nan=False)
+    if r"\u0000" in dumped.replace(r"\\", ""):
+        raise ValueError("a text holds a NUL, which PostgreSQL does not store")
+    return dumped
+
+
+@dataclass
+class Batch:
+    """What one poll returned, parsed."""
+
+    rows: list[tuple[Any, str]] = field(default_factory=list)  # record and its line for COPY
+    rejected: list[tuple[Any, str]] = field(default_factory=list)  # record and the reason
+    next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
+
+
+def parse(polled: Mapping[TopicPartition, Iterable[Any]]) -> Batch:
+    """Rows for the table, and what can't be one with the reason; never an error."""
+    batch = Batch()
+    for (topic, partition), records in polled.items():
+        for record in records:
+            try:
+                if record.value is None:
+                    raise ValueError("a tombstone: a message without a value")
+                batch.rows.append((record, copy_line(record.value, topic, partition, record.offset)))
+            except (ValueError, RecursionError) as error:
+                batch.rejected.append((record, str(error)))
+        batch.next_offsets[TopicPartition(topic, partition)] = record.offset + 1
+    return batch
+
+
+# PostgreSQL
+
+
+class Progress(io.BytesIO):
+    """What COPY reads; each piece that the connection took is told."""
+
+    def __init__(self, data: bytes, told: Callable[[], None]) -> None:
+        super().__init__(data)
+        self.told = told
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.told()
+        return super().read(size)
+
+
+class Database:
+    """PostgreSQL, one connection for each call. A call runs in a thread of its own; cut() ends one that hangs.
+
+    Every method raises psycopg2.Error when the database refuses or does not answer: then nothing was changed.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any], group: str, topic: str) -> None:
+        self.url, self.options, self.group, self.topic = url, options, group, topic
+        self.current: Any = None
+        self.deadline = math.inf
+        self.doubtful = True  # the tables may be missing, and a forsaken backend may hold locks
+
+    @contextlib.contextmanager
+    def cursor(self) -> Iterator[Any]:
+        """A cursor in a transaction of its own connection; without a commit inside, closing it rolls back."""
+        self.wait_for()
+        connection = psycopg2.connect(self.url, **self.options)
+        try:
+            self.current, connection.autocommit = connection, True  # begin and commit are in our own statements
+            with connection.cursor() as cursor:
+                if self.doubtful:
+                    cursor.execute(END_FORSAKEN)
+                    self.make_tables(cursor)
+                cursor.execute(BEGIN)
+                self.wait_for()
+                yield cursor
+                self.doubtful = False
+        except psycopg2.Error:
+            self.doubtful = True
+            raise
+        finally:
+            self.current, self.deadline = None, math.inf
+            connection.close()
+
+    def wait_for(self, seconds: float = SILENCE_SECONDS) -> None:
+        """The next step may take so long before its connection counts as dead."""
+        self.deadline = time.monotonic() + seconds
+
+    def cut(self) -> None:
+        """Shut the connection's socket: the thread that waits for it gets an OperationalError at once."""
+        with (
+            contextlib.suppress(OSError, AttributeError, psycopg2.Error),
+            socket.socket(fileno=os.dup(self.current.fileno())) as connected,
+        ):
+            connected.shutdown(socket.SHUT_RDWR)
+
+    def make_tables(self, cursor: Any) -> None:
+        """Make what is missing. InsufficientPrivilege names it when there is no right to."""
+        self.wait_for(SETUP_SECONDS)
+        cursor.execute(MISSING, (list(TABLES),))
+        missing = [name for (name,) in cursor.fetchall()]
+        try:
+            for name in missing:
+                cursor.execute(TABLES[name])
+        except psycopg2.errors.InsufficientPrivilege as error:
+            raise psycopg2.errors.InsufficientPrivilege(
+                f"there is no {', no '.join(missing)}, and no right to create it: {first_line(error)}"
+            ) from error
+
+    def next_offsets(self) -> dict[int, int]:
+        """The next offset of each partition, as it was stored with the rows."""
+        with self.cursor() as cursor:
+            cursor.execute(NEXT_OFFSETS, (self.group, self.topic))
+            return dict(cursor.fetchall())
+
+    def forget(self, partitions: Sequence[int]) -> None:
+        """Begin partitions of a topic that was made anew at its start."""
+        with self.cursor() as cursor:
+            for partition in partitions:
+                cursor.execute(FORGET, (self.group, self.topic, partition))
+                cursor.execute(RENAME_REJECTED, (self.topic, partition))
+            cursor.execute("commit")
+
+    def record(self, batch: Batch) -> int:
+        """Store a batch and its offsets in one transaction; how many messages were rejected."""
+        rejected = batch.rejected
+        with self.cursor() as cursor:
+            try:
+                self.copy(cursor, COPY, batch.rows)
+            except (psycopg2.DataError, psycopg2.IntegrityError):  # SQLSTATE classes 22 and 23
+                cursor.execute(f"rollback; {BEGIN}; {TEMPORARY}")
+                rejected = rejected + self.merge(cursor, batch.rows)
+            if rejected:
+                values = [(r.topic, r.partition, r.offset, r.key, r.value, reason) for r, reason in rejected]
+                psycopg2.extras.execute_values(cursor, REJECT, values)
+            self.wait_for()
+            offsets = [(self.group, *partition, offset) for partition, offset in batch.next_offsets.items()]
+            psycopg2.extras.execute_values(cursor, CONSUMED + "; commit", offsets, page_size=len(offsets))
+        return len(rejected)
+
+    def copy(self, cursor: Any, statement: str, rows: Sequence[tuple[Any, str]]) -> None:
+        data = "".join([line for _, line in rows]).encode()
+        cursor.copy_expert(statement, Progress(data, self.wait_for), size=1 << 18)
+
+    def merge(self, cursor: Any, rows: Sequence[tuple[Any, str]]) -> list[tuple[Any, str]]:
+        """Add the rows that are not there yet, halving until a row that PostgreSQL refuses is alone; those, with reasons."""
+        self.wait_for()
+        cursor.execute("savepoint part")
+        try:
+            self.copy(cursor, COPY_TEMPORARY, rows)
+            cursor.execute(f"{MERGE}; release savepoint part")
+            return []
+        except (psycopg2.DataError, psycopg2.IntegrityError) as error:
+            cursor.execute("rollback to savepoint part; release savepoint part")
+            if len(rows) == 1:
+                return [(rows[0][0], first_line(error))]
+        middle = len(rows) // 2
+        return self.merge(cursor, rows[:middle]) + self.merge(cursor, rows[middle:])
+
+
+def first_line(error: BaseException) -> str:
+    """What the error says, without the data that PostgreSQL quotes below."""
+    return " ".join(str(error).partition("\nCONTEXT")[0].split()) or type(error).__name__
+
+
+def postgres_options(environ: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    """DATABASE_URL and our options for libpq, less those that it or a PG variable sets. ValueError: what is wrong."""
+    url = environ.get("DATABASE_URL", "")
+    try:
+        given: dict[str, Any] = psycopg2.extensions.parse_dsn(url)
+    except psycopg2.ProgrammingError:  # its text may quote the password
+        raise ValueError("DATABASE_URL is no service URI: write postgres://user:password@host:port/database") from None
+    if not (given or {"PGHOST", "PGHOSTADDR", "PGSERVICE"} & environ.keys()):
+        raise ValueError("DATABASE_URL is not set, and PGHOST isn't either: one of them must say where PostgreSQL is")
+    variables = {"sslmode": "PGSSLMODE", "application_name": "PGAPPNAME", "connect_timeout": "PGCONNECT_TIMEOUT",
+                 "gssencmode": "PGGSSENCMODE"}  # fmt: skip
+    options = {
+        name: value
+        for name, value in POSTGRES_OPTIONS.items()
+        if name not in given and variables.get(name, name) not in environ
+    }
+    sslmode = options.get("sslmode") or given.get("sslmode") or environ.get("PGSSLMODE")
+    if sslmode not in SSL_MODES:
+        raise ValueError(f"PGSSLMODE (or sslmode in DATABASE_URL) must be one of {', '.join(SSL_MODES)}")
+    root = given.get("sslrootcert") or environ.get("PGSSLROOTCERT") or os.path.expanduser("~/.postgresql/root.crt")
+    if sslmode.startswith("verify") and root != "system" and not os.access(root, os.R_OK):
+        raise ValueError(
+            f"can't read {root}: PGSSLROOTCERT must name the CA's certificate (Aiven: ca.pem of PostgreSQL)"
+        )
+    if not sslmode.startswith("verify"):
+        logger.warning("PostgreSQL: sslmode=%s does not check whose server it is; verify-full does", sslmode)
+    return url, options
+
+
+# Kafka to PostgreSQL
+
+
+class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Tells the consumer's loop that the group gave it other partitions. Runs on kafka-python's thread."""
+
+    consumer: Any
+    changed = False
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        pass
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        # A place to stand, not to read from: the loop asks the database where to go on, and resumes.
+        for partition in assigned:
+            self.consumer.pause(partition)
+            self.consumer.seek(partition, 0)
+        self.changed = True
+
+
+class Recorder:
+    """Reads batches from Kafka and gives them to the database in a second thread, reading on meanwhile.
+
+    Where to read from is what the database says, whenever the group assigns partitions and after any error.
+    """
+
+    def __init__(
+        self,
+        make_consumer: Callable[[], Any],
+        database: Database,
+        kafka_log: KafkaLog,
+        topic: str,
+        until_empty: bool,
+        stop: Stop,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.make_consumer, self.database, self.kafka_log = make_consumer, database, kafka_log
+        self.topic, self.until_empty, self.stop, self.clock = topic, until_empty, stop, clock
+        self.kafka, self.postgres = Outage("Kafka", logger), Outage("PostgreSQL", logger)
+        self.consumer: Any = None
+        self.assignment = Assignment()
+        self.sought = False  # whether the positions are those of the database
+        self.pool = ThreadPoolExecutor(max_workers=1)
+        self.job: Future[Any] | None = None  # what the database is doing
+        self.then: Callable[[Any], None]  # what to do with its result
+        self.batches: deque[Batch] = deque()  # read and not recorded, at most two; the first may be on its way
+        self.pause_seconds, self.retry_at = RETRY_SECONDS[0], 0.0
+        self.heard_at = self.reported_at = self.answered_at = clock()  # by Kafka; to the log; by PostgreSQL
+        self.ends: dict[TopicPartition, int] | None = None  # where the topic ended at the start
+        self.finished = False
+        self.recorded = self.reported = 0
+
+    def run(self) -> int:
+        """Until `stop`, or, with until_empty, until what was there at the start is recorded. The exit status."""
+        while not (self.stop.is_set() or self.finished):
+            if self.until_empty and self.given_up():
+                logger.error("gave up after %.0f seconds", GIVE_UP_SECONDS)
+                return 1
+            try:
+                self.step()
+            except (OffsetOutOfRangeError, NoOffsetForPartitionError):
+                self.sought = False
+            except KafkaError as error:
+                # records may have been skipped by now: seek again
+                self.sought = False
+                self.kafka.begin(self.kafka_log.cause or plain(str(error)))
+                if not isinstance(error, GOES_ON):
+                    self.close_consumer()
+                self.stop.wait(1.0)
+        return 0
+
+    def given_up(self) -> bool:
+        """Whether Kafka or PostgreSQL has been away for too long."""
+        now = self.clock()
+        return bool(
+            (self.kafka.causes and now - self.heard_at > GIVE_UP_SECONDS)
+            or (self.postgres.causes and now - self.answered_at > GIVE_UP_SECONDS)
+        )
+
+    def step(self) -> None:
+        """One round of at most a second or so. KafkaError when Kafka refuses or is silent."""
+        if self.consumer is None:
+            self.assignment.consumer = self.consumer = self.make_consumer()
+            self.consumer.subscribe([self.topic], listener=self.assignment)
+        if self.job:
+            self.finish_job()
+        if self.assignment.changed:
+            # what is in hand may be somebody else's now, and is read again by whoever it is
+            self.assignment.changed = self.sought = False
+            self.batches.clear()
+            self.heard_at = self.clock()
+        free = not self.job and self.clock() >= self.retry_at
+        if not self.sought:
+            if free:
+                self.start(self.database.next_offsets, then=self.seek)
+            self.stay_in_group()
+        elif self.batches and free:
+            batch = self.batches[0]
+            self.start(self.database.record, batch, then=lambda rejected: self.done(batch, rejected))
+        elif len(self.batches) < 2:
+            self.read()
+        else:
+            self.stay_in_group()
+        self.ask_if_silent()
+        self.report()
+
+    def start(self, call: Callable[..., Any], *arguments: Any, then: Callable[[Any], None]) -> None:
+        """Let the database's thread do something; finish_job() goes on with `then`."""
+        self.job, self.then = self.pool.submit(call, *arguments), then
+
+    def finish_job(self) -> None:
+        """Go on where the database has answered; try again later where it refused; give up on a silent connection."""
+        assert self.job
+        if not self.job.done():
+            if self.clock() > self.database.deadline:
+                self.database.cut()
+            return
+        job, self.job = self.job, None
+        try:
+            result = job.result()
+        except psycopg2.Error as error:
+            self.postgres.begin(first_line(error))
+            longest = RETRY_SECONDS[2] if error.pgcode or "FATAL" in str(error) else RETRY_SECONDS[1]
+            self.retry_at = self.clock() + min(self.pause_seconds, longest)
+            self.pause_seconds *= 2
+        else:
+            self.pause_seconds, self.answered_at = RETRY_SECONDS[0], self.clock()
+            self.postgres.end()
+            self.then(result)
+
+    def seek(self, stored: Mapping[int, int]) -> None:
+        """Read on from the offsets that the database holds; from the start of a partition that it doesn't know."""
+        if self.assignment.changed:
+            return
+        if not self.consumer.partitions_for_topic(self.topic):
+            self.kafka.begin(f"the topic {self.topic} is missing, or this user may not see it")
+            self.retry_at = self.clock() + 1
+            return
+        partitions = sorted(self.consumer.assignment())
+        begins = self.consumer.beginning_offsets(partitions, timeout_ms=3000)
+        ends = self.consumer.end_offsets(partitions, timeout_ms=3000)
+        made_anew = []
+        for partition in partitions:
+            begin, end = begins[partition], ends[partition]
+            offset = stored.get(partition.partition, begin)
+            name = f"{partition.topic}/{partition.partition}"
+            if offset > end:
+                logger.error("%s ends at %d, but %d were read: it was made anew; all of it is read", name, end, offset)
+                made_anew.append(partition.partition)
+            elif offset < begin:
+                logger.error("%s: offsets %d to %d are lost: Kafka's retention deleted them unread",
+                             name, offset, begin - 1)  # fmt: skip
+            self.consumer.seek(partition, offset if begin <= offset <= end else begin)
+        if self.until_empty and self.ends is None:
+            everything = [TopicPartition(self.topic, n) for n in self.consumer.partitions_for_topic(self.topic)]
+            begins = self.consumer.beginning_offsets(everything, timeout_ms=3000)
+            ends = self.consumer.end_offsets(everything, timeout_ms=3000)
+            self.ends = {partition: end for partition, end in ends.items() if end > begins[partition]}
+        self.heard_at = self.clock()
+        self.kafka.end()
+        if made_anew:
+            self.start(self.database.forget, made_anew, then=self.go_on)
+        else:
+            self.go_on()
+
+    def go_on(self, result: object = None) -> None:
+        self.sought = True
+
+    def read(self) -> None:
+        """Read the next batch, or see that there is none."""
+        if paused := self.consumer.paused():
+            self.consumer.resume(*paused)
+        polled = self.consumer.poll(timeout_ms=500)
+        if self.assignment.changed:
+            return
+        if polled:
+            self.heard_at = self.clock()
+            self.kafka.end()
+            self.batches.append(parse(polled))
+        elif self.ends is not None and not self.job and not self.batches:
+            self.start(self.database.next_offsets, then=self.compare)
+
+    def compare(self, stored: Mapping[int, int]) -> None:
+        """Finished when each partition is recorded, by this consumer or by another, to where it ended at the start."""
+        mine = self.consumer.assignment()
+        assert self.ends is not None
+        self.finished = all(
+            max(stored.get(partition.partition, 0), self.consumer.position(partition) if partition in mine else 0)
+            >= end
+            for partition, end in self.ends.items()
+        )
+
+    def stay_in_group(self) -> None:
+        """Wait for the database without reading: a consumer that doesn't poll would hold up the whole group."""
+        if self.job:
+            wait([self.job], timeout=0.5)
+            if self.job.done():
+                return
+        else:
+            self.stop.wait(min(0.5, self.retry_at - self.clock()))
+        if assigned := self.consumer.assignment():
+            self.consumer.pause(*assigned)
+        self.consumer.poll(timeout_ms=100)
+
+    def done(self, batch: Batch, rejected: int) -> None:
+        """A batch is recorded: now its offsets may go to Kafka."""
+        if self.batches and self.batches[0] is batch:
+            self.batches.popleft()
+        self.recorded += len(batch.rows) + len(batch.rejected) - rejected
+        if rejected:
+            reason = f", the first: {batch.rejected[0][1]}" if batch.rejected else ""
+            logger.warning("%d messages went to rejected_messages%s", rejected, reason)
+        logger.debug("recorded %d, rejected %d", len(batch.rows) + len(batch.rejected) - rejected, rejected)
+        mine = self.consumer.assignment() if self.consumer else ()
+        offsets = {at: OffsetAndMetadata(n, "", -1) for at, n in batch.next_offsets.items() if at in mine}
+        if offsets:
+            self.consumer.commit_async(offsets)
+
+    def ask_if_silent(self) -> None:
+        """An idle topic and a dead connection look alike: ask. KafkaTimeoutError when it is dead."""
+        silent_seconds = self.clock() - self.heard_at
+        if silent_seconds > IDLE_SECONDS or (silent_seconds > SUSPECT_SECONDS and self.kafka_log.at > self.heard_at):
+            partitions = list(self.consumer.assignment()) or [TopicPartition(self.topic, 0)]
+            self.consumer.end_offsets(partitions, timeout_ms=3000)
+            self.heard_at = self.clock()
+            if self.sought:
+                self.kafka.end()
+
+    def report(self, final: bool = False) -> None:
+        """Once a minute, and at the end, how many warnings were recorded."""
+        now = self.clock()
+        if (now - self.reported_at >= 60 and self.recorded > self.reported) or final:
+            logger.info("%d warnings recorded since the start", self.recorded)
+            self.reported_at, self.reported = now, self.recorded
+
+    def close_consumer(self) -> None:
+        """Leave the group, or at least this connection."""
+        if self.consumer:
+            with contextlib.suppress(KafkaError):
+                self.consumer.close(timeout_ms=1000)
+            self.consumer = None
+
+    def close(self) -> None:
+        """Let the database finish what it is doing, if it can soon, and leave the group."""
+        if self.job:
+            wait([self.job], timeout=STOP_SECONDS)
+            if not self.job.done():
+                self.database.cut()
+                wait([self.job], timeout=0.5)
+            if self.consumer and self.job.done():
+                self.finish_job()
+        self.report(final=True)
+        self.close_consumer()
+
+
+# The command line
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog=prog,
+        description="Record the warnings that come through Apache Kafka in PostgreSQL, each once.",
+        epilog="Environment: KAFKA_BOOTSTRAP_SERVERS, KAFKA_SSL_CAFILE, KAFKA_SSL_CERTFILE, KAFKA_SSL_KEYFILE, and "
+        "KAFKA_<OPTION> for each option of kafka-python; DATABASE_URL, or PGHOST, PGPORT, PGUSER, PGPASSWORD, "
+        "PGDATABASE, PGSSLMODE, PGSSLROOTCERT and libpq's others. Exit status: 0 done or stopped; 1 failed; 2 wrong "
+        "usage or settings.",
+    )
+    add = parser.add_argument
+    add("--topic", type=argument(topic_name), default="bandwidth_exceeds", metavar="NAME",
+        help="Kafka's topic (default: bandwidth_exceeds)")  # fmt: skip
+    add("--group", default="kconsumer", metavar="NAME", help="Kafka's consumer group (default: kconsumer)")
+    add("--until-empty", action="store_true", help="end when everything that was in the topic at the start is recorded")
+    add("--check", action="store_true", help="try everything that is needed, change nothing, and say what to do")
+    add("-v", "--verbose", action="store_true", help="log more, and tracebacks")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog) -> int:
+    """Record until stopped. ValueError when a setting is wrong."""
+    promise = {**CONSUMER_PROMISE, "group_id": settings.group}
+    options = kafka_options(KafkaConsumer, os.environ, CONSUMER_OPTIONS, promise)
+    if options["request_timeout_ms"] >= options["heartbeat_interval_ms"]:
+        raise ValueError("KAFKA_REQUEST_TIMEOUT_MS must be less than KAFKA_HEARTBEAT_INTERVAL_MS")
+    context = tls_context(options)
+    database = Database(*postgres_options(os.environ), settings.group, settings.topic)
+
+    def make_consumer() -> Any:
+        return KafkaConsumer(ssl_context=context, **options)
+
+    recorder = Recorder(make_consumer, database, kafka_log, settings.topic, settings.until_empty, stop)
+    logger.info("started: topic %s, group %s", settings.topic, settings.group)
+    try:
+        return recorder.run()
+    finally:
+        recorder.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser("kconsumer")
+    settings = parser.parse_args(argv)
+    kafka_log = start_logging(settings.verbose)
+    stop = Stop()
+    stop.on_signals(STOP_SECONDS + 1)
+    try:
+        return run(settings, stop, kafka_log)
+    except (ValueError, KafkaError) as error:
+        logger.debug("traceback:", exc_info=True)
+        parser.error(str(error))
+
+
+def command() -> NoReturn:
+    """Run main() and end at once: threads that wait for a silent network would hold up the end."""
+    end_process(main())
+
+
+if __name__ == "__main__":
+    command()

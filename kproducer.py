@@ -1,0 +1,789 @@
+"""Send a warning to Apache Kafka for each second in which this host uses more bandwidth than its limit.
+
+$ python kproducer.py --limit 1MB/s
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import secrets
+import signal
+import socket
+import sqlite3
+import ssl
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone, UTC
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, NoReturn
+from uuid import UUID
+
+import psutil
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.errors import KafkaError
+
+from simpleEvents import EventSystem
+
+__version__ = "1.0.0"
+
+WINDOW = 1000  # warnings in flight, and warnings kept in memory while the disk takes none
+SEND_SECONDS = 5.0  # without an acknowledgement for so long, Kafka is said to be away
+FLUSH_SECONDS = 10.0  # how long the end of an interval waits for the last acknowledgements
+STOP_SECONDS = 3.0  # the same after SIGINT or SIGTERM
+HANDSHAKE_SECONDS = 5.0  # a TLS handshake that takes longer has failed
+RETRY_SECONDS = (1.0, 30.0)  # the first and the longest pause after Kafka refused a warning
+
+PRODUCER_OPTIONS: dict[str, Any] = {
+    "client_id": "kproducer",
+    "request_timeout_ms": 5000,
+    "reconnect_backoff_max_ms": 2000,
+}
+# What the promise rests on: no setting changes these.
+PRODUCER_PROMISE: dict[str, Any] = {
+    "acks": "all",
+    "enable_idempotence": False,
+    "max_in_flight_requests_per_connection": 1,
+    "delivery_timeout_ms": math.inf,
+    "retries": math.inf,
+    "max_block_ms": 0,
+}
+API_VERSION = (3, 9)  # given, so that no constructor waits for a broker; the real versions are negotiated all the same
+NO_TEXT = {  # options whose default is None, but whose values are objects
+    "ssl_context", "sasl_oauth_token_provider", "key_serializer", "value_serializer", "key_deserializer",
+    "value_deserializer", "partition_assignment_strategy", "group_instance_id", "transactional_id", "socks5_proxy",
+}  # fmt: skip
+SASL_MECHANISMS = ("SCRAM-SHA-256", "SCRAM-SHA-512", "PLAIN")
+SECURITY_PROTOCOLS = ("SSL", "SASL_SSL", "SASL_PLAINTEXT", "PLAINTEXT")
+
+logger = logging.getLogger("kproducer")
+
+
+# The warning
+
+
+class Sample(NamedTuple):
+    """What one measurement of the bandwidth found."""
+
+    observed_at: datetime
+    interfaces: list[str]
+    bytes_sent_per_second: float
+    bytes_received_per_second: float
+
+
+def parse_rate(text: str) -> float:
+    """Bytes a second from '1000000', '1MB/s', '80Mbit/s' or '1MiB/s'. ValueError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kKMGT]?)(i?)(B|bit)/s)?", text.strip(), re.ASCII)
+    if not found or (found[3] and not found[2]):
+        raise ValueError(f"{text!r} is no rate: write bytes a second as 1000000, 1MB/s, 80Mbit/s or 1MiB/s")
+    number, prefix, binary, unit = found.groups()
+    factor = (1024 if binary else 1000) ** " KMGT".index((prefix or " ").upper())
+    return float(number) * factor / (8 if unit == "bit" else 1)
+
+
+def format_rate(bytes_per_second: float) -> str:
+    """'3.93 MB/s': three figures or so, for people."""
+    for unit in ("B/s", "kB/s", "MB/s", "GB/s"):
+        if bytes_per_second < 999.995 or unit == "GB/s":
+            break
+        bytes_per_second /= 1000
+    return f"{bytes_per_second:.2f} {unit}"
+
+
+def uuid7(unix_seconds: float, random_bits: int) -> UUID:
+    """UUID version 7 from a time and 74 random bits (RFC 9562, section 5.7)."""
+    milliseconds = int(unix_seconds * 1000) & (1 << 48) - 1
+    high, low = random_bits >> 62 & 0xFFF, random_bits & (1 << 62) - 1
+    return UUID(int=milliseconds << 80 | 7 << 76 | high << 64 | 2 << 62 | low)
+
+
+def bandwidth(
+    before: Mapping[str, tuple[int, int]], after: Mapping[str, tuple[int, int]], seconds: float
+) -> tuple[float, float]:
+    """Bytes sent and received a second between two readings of (bytes sent, bytes received) by interface.
+
+    An interface that is in one reading only, or whose counter went back, adds nothing until the next reading.
+    """
+    shared = before.keys() & after.keys()
+    sent, received = (sum(max(0, after[name][way] - before[name][way]) for name in shared) for way in (0, 1))
+    return sent / seconds, received / seconds
+
+
+def warning(sample: Sample, host: str, limit_bytes_per_second: float, event_id: UUID) -> dict[str, Any]:
+    """The message for one second above the limit: its fields are the columns of the table."""
+    total = sample.bytes_sent_per_second + sample.bytes_received_per_second
+    return {
+        "event_id": str(event_id),
+        "observed_at": sample.observed_at.isoformat(timespec="microseconds"),
+        "host": host,
+        "interfaces": sample.interfaces,
+        "bytes_sent_per_second": round(sample.bytes_sent_per_second, 1),
+        "bytes_received_per_second": round(sample.bytes_received_per_second, 1),
+        "bytes_per_second": round(total, 1),
+        "limit_bytes_per_second": limit_bytes_per_second,
+        "message": f"Bandwidth exceeded on {host}: {format_rate(total)} is over the limit of "
+        f"{format_rate(limit_bytes_per_second)}",
+    }
+
+
+# Settings. kconsumer.py uses these too.
+
+
+def kafka_options(
+    client: Any, environ: Mapping[str, str], options: Mapping[str, Any], promise: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a KafkaProducer or KafkaConsumer is made with: `options`, then each KAFKA_<OPTION> with its type, then `promise`.
+
+    ValueError says in one line which setting is wrong and what to do.
+    """
+    known = {**KafkaConsumer.DEFAULT_CONFIG, **KafkaProducer.DEFAULT_CONFIG, "api_version": API_VERSION}
+    chosen: dict[str, Any] = {"security_protocol": "SSL", "api_version": API_VERSION, **options}
+    for name, text in environ.items():
+        if not name.startswith("KAFKA_"):
+            continue
+        option = name.removeprefix("KAFKA_").lower()
+        if option in promise:
+            raise ValueError(f"{name} can't be set: what this program promises rests on its value; unset it")
+        if option in NO_TEXT or not isinstance(known.get(option, ...), bool | int | float | str | tuple | None):
+            raise ValueError(f"{name} is no setting of kafka-python that a text can give: correct the name or unset it")
+        value = typed(name, text, known[option])
+        if option in client.DEFAULT_CONFIG:
+            chosen[option] = value
+    if not chosen.get("bootstrap_servers"):
+        raise ValueError("KAFKA_BOOTSTRAP_SERVERS is not set: give the brokers' addresses as host:port,host:port")
+    for address in chosen["bootstrap_servers"].split(","):
+        if not re.fullmatch(r"\s*(\[[0-9a-fA-F:]+\]|[^\s:,/]+):[0-9]{1,5}\s*", address):
+            raise ValueError(f"KAFKA_BOOTSTRAP_SERVERS: {address.strip()!r} is no address: write host:port")
+    if chosen["security_protocol"] not in SECURITY_PROTOCOLS:
+        raise ValueError(f"KAFKA_SECURITY_PROTOCOL must be one of {', '.join(SECURITY_PROTOCOLS)}")
+    if chosen["security_protocol"].startswith("SASL"):
+        if chosen.get("sasl_mechanism") not in SASL_MECHANISMS:
+            raise ValueError(f"KAFKA_SASL_MECHANISM must be one of {', '.join(SASL_MECHANISMS)}")
+        for option in ("sasl_plain_username", "sasl_plain_password"):
+            if not chosen.get(option):
+                raise ValueError(f"KAFKA_{option.upper()} is not set: {chosen['security_protocol']} needs it")
+    return {**chosen, **promise}
+
+
+def typed(name: str, text: str, default: Any) -> Any:
+    """The value of a setting in the type of its default. ValueError names the setting."""
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(default, tuple):
+            return tuple(int(part) for part in text.split("."))
+        if isinstance(default, int) or name.endswith("_BUFFER_BYTES"):
+            return int(text)
+        return float(text) if isinstance(default, float) else text
+    except (KeyError, ValueError):
+        kind = {bool: "true or false", float: "a number", tuple: "a version such as 3.9"}
+        raise ValueError(f"{name} must be {kind.get(type(default), 'a whole number')}") from None
+
+
+class HandshakeDeadline(ssl.SSLSocket):
+    """A TLS socket whose handshake ends: kafka-python waits for ever for a peer that accepts and stays silent."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        self.settimeout(HANDSHAKE_SECONDS)
+        super().do_handshake(block)
+        self.settimeout(0.0)
+
+
+def tls_context(options: dict[str, Any]) -> ssl.SSLContext | None:
+    """Take the ssl_ options out and make the context of them; None without TLS. ValueError names a file that is wrong."""
+    tls = {name: options.pop(name) for name in list(options) if name.startswith("ssl_")}
+    if not options["security_protocol"].endswith("SSL"):
+        return None
+    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile"):
+        try:
+            with open(tls.get(name) or os.devnull, "rb"):
+                pass
+        except OSError as error:
+            raise ValueError(f"KAFKA_{name.upper()}: can't read {tls[name]}: {error.strerror}") from error
+    wrong = "KAFKA_SSL_CAFILE holds no certificate in PEM format"
+    try:
+        context = ssl.create_default_context(cafile=tls.get("ssl_cafile") or None)
+        context.check_hostname = tls.get("ssl_check_hostname", True)
+        if tls.get("ssl_crlfile"):
+            wrong = "KAFKA_SSL_CRLFILE holds no revocation list in PEM format"
+            context.load_verify_locations(tls["ssl_crlfile"])
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+        if tls.get("ssl_ciphers"):
+            wrong = "KAFKA_SSL_CIPHERS names no cipher that OpenSSL has"
+            context.set_ciphers(tls["ssl_ciphers"])
+        if tls.get("ssl_certfile"):
+            wrong = "KAFKA_SSL_CERTFILE and KAFKA_SSL_KEYFILE (or its KAFKA_SSL_PASSWORD) don't fit"
+            context.load_cert_chain(
+                tls["ssl_certfile"], tls.get("ssl_keyfile") or None, tls.get("ssl_password") or (lambda: "")
+            )
+        elif tls.get("ssl_keyfile"):
+            raise ValueError("KAFKA_SSL_CERTFILE is not set, but KAFKA_SSL_KEYFILE is: a client certificate needs both")
+    except ssl.SSLError as error:
+        raise ValueError(f"{wrong}: {error.reason or 'wrong password, or not in PEM format'}") from error
+    context.sslsocket_class = HandshakeDeadline
+    return context
+
+
+def outbox_path(environ: Mapping[str, str]) -> Path:
+    """outbox.sqlite where systemd says, else where the XDG Base Directory Specification says."""
+    if state := environ.get("STATE_DIRECTORY"):
+        return Path(state.split(":")[0], "outbox.sqlite")
+    home = environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home, "eventKafkaPostgres", "outbox.sqlite")
+
+
+# Signals and the end of the process. kconsumer.py uses these too.
+
+
+def end_process(status: int) -> NoReturn:
+    """End now, without waiting for threads."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+class Stop:
+    """Set by SIGINT or SIGTERM. Unlike threading.Event it may be set inside a signal handler (queue.SimpleQueue may)."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[None] = SimpleQueue()
+        self.stopped = False
+
+    def set(self) -> None:
+        self.stopped = True
+        self.queue.put(None)
+
+    def is_set(self) -> bool:
+        return self.stopped
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until it is set; whether it is."""
+        if not self.stopped:
+            with contextlib.suppress(Empty):
+                self.queue.get(timeout=max(0.0, seconds))
+        return self.stopped
+
+    def on_signals(self, grace_seconds: int = 0) -> None:
+        """Let the first SIGINT or SIGTERM set this. The second one ends the process at once.
+
+        With a grace the process ends with status 0 when it is over, wherever it hangs.
+        """
+
+        def handle(signum: int, frame: object) -> None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            self.set()
+            signal.alarm(grace_seconds)
+
+        signal.signal(signal.SIGALRM, lambda signum, frame: end_process(0))
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handle)
+
+
+# The outbox
+
+
+class Outbox:
+    """The warnings that Kafka has not acknowledged yet, in a SQLite file: what is in it survives a kill and a power cut.
+
+    Its methods raise sqlite3.OperationalError when the disk refuses, sqlite3.DatabaseError when the file is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.connection = sqlite3.connect(path, timeout=2.0, isolation_level=None)
+        # An exclusive lock is held until the process ends: it is what keeps a second producer out.
+        for statement in (
+            "pragma locking_mode = exclusive",
+            "pragma journal_mode = wal",
+            "pragma synchronous = full",
+            "create table if not exists warnings (position integer primary key autoincrement, key blob, value blob)",
+        ):
+            self.connection.execute(statement)
+        with self.transaction():  # takes the lock, also where the table was there
+            self.connection.execute("delete from warnings where position < 0")
+
+    def transaction(self) -> sqlite3.Connection:
+        """Use with `with`: what is inside is stored on disk as a whole, or not at all."""
+        self.connection.execute("begin immediate")
+        return self.connection
+
+    def change(self, add: Sequence[tuple[bytes, bytes]], remove: Sequence[int]) -> None:
+        """Store warnings as (key, value) and take others out by position, in one transaction."""
+        with self.transaction():
+            self.connection.executemany("insert into warnings (key, value) values (?, ?)", add)
+            self.connection.executemany("delete from warnings where position = ?", ((at,) for at in remove))
+
+    def after(self, position: int, most: int) -> list[tuple[int, bytes, bytes]]:
+        """The oldest warnings behind a position, at most so many, as (position, key, value)."""
+        rows = self.connection.execute(
+            "select position, key, value from warnings where position > ? order by position limit ?", (position, most)
+        )
+        return rows.fetchall()
+
+    def count(self) -> int:
+        """How many warnings wait."""
+        return int(self.connection.execute("select count(*) from warnings").fetchone()[0])
+
+
+def open_outbox(path: Path) -> Outbox:
+    """The outbox at this path; a damaged file is set aside first. ValueError says why there can't be one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return Outbox(path)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                raise ValueError(
+                    f"{path} is in use: one producer per outbox, give this one another --outbox"
+                ) from error
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                logger.error("Outbox: no space left for %s; warnings are kept in memory until the next start", path)
+                return Outbox(Path(":memory:"))
+            raise ValueError(f"the outbox {path} can't be used: {error}; give another --outbox") from error
+        except sqlite3.DatabaseError as error:
+            return set_aside(path, error)
+    except OSError as error:
+        raise ValueError(f"the outbox {path} can't be made: {error.strerror}; give another --outbox") from error
+
+
+def set_aside(path: Path, error: sqlite3.DatabaseError) -> Outbox:
+    """Give a damaged outbox another name, so that nothing in it is lost for good, and begin a new one."""
+    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    for suffix in ("", "-wal"):
+        if (part := Path(f"{path}{suffix}")).exists():
+            part.rename(f"{aside}{suffix}")
+    logger.error("Outbox: %s is damaged (%s); it is kept as %s, a new one begins", path, error, aside)
+    return Outbox(path)
+
+
+# Kafka
+
+
+class Outage:
+    """Says once, with its cause, that something is away, and once that it is back."""
+
+    def __init__(self, name: str, logger: logging.Logger) -> None:
+        self.name, self.logger = name, logger
+        self.causes: list[str] = []  # what was said of the outage that is going on; empty when there is none
+
+    def begin(self, cause: str) -> None:
+        """It is away: say so, unless this cause was said already."""
+        if cause not in self.causes:
+            self.causes.append(cause)
+            self.logger.warning("%s: %s; trying again", self.name, cause)
+
+    def end(self) -> None:
+        """It works."""
+        if self.causes:
+            self.causes.clear()
+            self.logger.warning("%s: works again", self.name)
+
+
+# What kafka-python logs when it can't get through, the most telling first, and what that means.
+CAUSES = [
+    (r"CERTIFICATE_VERIFY_FAILED.*(?:[Hh]ostname|IP address) mismatch", "the broker's certificate is for another name"),
+    (r"CERTIFICATE_VERIFY_FAILED.*expired", "the broker's certificate has expired"),
+    (r"CERTIFICATE_VERIFY_FAILED", "the broker's certificate is not signed by the CA in KAFKA_SSL_CAFILE"),
+]
+
+
+def plain(text: str) -> str:
+    """What an error of kafka-python means to the person who has to mend it."""
+    return next((meaning for pattern, meaning in CAUSES if re.search(pattern, text)), text)
+
+
+class KafkaLog(logging.Handler):
+    """Keeps the cause that kafka-python tells only to its log, dozens of times a second."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(logging.WARNING)
+        self.clock = clock
+        self.cause = ""
+        self.at = -math.inf
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if os.environ.get("RAW"):
+            print("RAW", record.levelname, record.name, record.getMessage(), file=sys.stderr)
+
+
+@dataclass(eq=False, slots=True)
+class Sent:
+    """A warning that was sent, as bandwidth_exceeds holds it until Kafka acknowledges it."""
+
+    position: int | None  # in the outbox; None when the disk refused it
+    key: bytes
+    value: bytes
+    future: Any
+
+
+class Delivery:
+    """Takes warnings through the outbox to Kafka. Nothing here waits for Kafka: pump() does what can be done now."""
+
+    def __init__(
+        self,
+        kproducer: KafkaProducer,
+        topic: str,
+        outbox: Outbox,
+        bandwidth_exceeds: EventSystem[Sent],
+        kafka_log: KafkaLog,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.kproducer, self.topic, self.outbox, self.clock = kproducer, topic, outbox, clock
+        self.bandwidth_exceeds, self.kafka_log = bandwidth_exceeds, kafka_log
+        self.kafka, self.disk = Outage("Kafka", logger), Outage("Outbox", logger)
+        self.waiting = outbox.count()  # warnings that Kafka has not acknowledged
+        self.acknowledged = 0
+        self.lost = 0
+        self.unsaved: list[tuple[bytes, bytes]] = []  # (key, value): raised, and not on the disk yet
+        self.settled: list[int] = []  # positions: acknowledged, and still on the disk
+        self.sent_up_to = 0  # position
+        self.refused: BaseException | None = None
+        self.pause_seconds = RETRY_SECONDS[0]
+        self.resume_at = self.alive_at = clock()
+        self.topic_known = False
+
+    def pump(self, *raised: tuple[bytes, bytes]) -> None:
+        """One round: look at each future, store what was raised, send what the window takes, say what is wrong."""
+        self.settle()
+        self.waiting += len(raised)
+        self.unsaved.extend(raised)
+        self.store()
+        self.send()
+        self.report()
+
+    def settle(self) -> None:
+        """Look at every future: an acknowledged warning may leave the outbox, a refused one is sent again later."""
+        refused = False
+        for sent in [sent for sent in self.bandwidth_exceeds.events if sent.future.is_done]:
+            self.bandwidth_exceeds.remove_event(sent)
+            if sent.future.succeeded():
+                self.acknowledged += 1
+                self.waiting -= 1
+                self.alive_at, self.pause_seconds = self.clock(), RETRY_SECONDS[0]
+                self.kafka.end()
+                if sent.position is not None:
+                    self.settled.append(sent.position)
+            else:
+                refused, self.refused = True, sent.future.exception
+                if sent.position is None:
+                    self.unsaved.append((sent.key, sent.value))
+        if refused:
+            self.resume_at = self.clock() + self.pause_seconds
+            self.pause_seconds = min(2 * self.pause_seconds, RETRY_SECONDS[1])
+
+    def store(self) -> None:
+        """Bring the outbox up to date, in one transaction. What a full disk refuses stays in memory, at most WINDOW."""
+        if not (self.unsaved or self.settled):
+            return
+        try:
+            self.outbox.change(self.unsaved, self.settled)
+        except sqlite3.OperationalError as error:
+            self.disk.begin(f"{self.outbox.path} can't be written: {error}")
+            excess = max(0, len(self.unsaved) - WINDOW)
+            if excess:
+                logger.error("Outbox: %d warnings lost: neither the disk nor Kafka takes them", excess)
+            del self.unsaved[:excess]
+            self.lost += excess
+            self.waiting -= excess
+        except sqlite3.DatabaseError as error:
+            self.begin_anew(error)
+        else:
+            self.unsaved.clear()
+            self.settled.clear()
+            self.disk.end()
+
+    def begin_anew(self, error: sqlite3.DatabaseError) -> None:
+        """Go on with a new outbox; what is in flight has no place in it."""
+        self.outbox.connection.close()
+        self.outbox = set_aside(self.outbox.path, error)
+        self.sent_up_to = 0
+        self.settled.clear()
+        for sent in self.bandwidth_exceeds.events:
+            sent.position = None
+        self.waiting = len(self.unsaved) + len(self.bandwidth_exceeds.events)
+
+    def send(self) -> None:
+        """Send the oldest warnings that are not in flight, as many as the window has room for."""
+        in_flight = self.bandwidth_exceeds.events
+        if self.clock() < self.resume_at or (self.refused and in_flight):
+            return
+        if self.refused:  # begin again at the oldest, so that a host's warnings stay in order
+            self.refused, self.sent_up_to = None, 0
+        room = WINDOW - len(in_flight)
+        try:
+            for position, key, value in self.outbox.after(self.sent_up_to, room) if room else ():
+                self.send_one(position, key, value)
+                self.sent_up_to = position
+            while self.unsaved and len(in_flight) < WINDOW:
+                self.send_one(None, *self.unsaved[0])
+                del self.unsaved[0]
+        except KafkaError:  # raised, not in the future: no metadata of the topic yet
+            self.resume_at = self.clock() + 0.25
+        except sqlite3.OperationalError as error:
+            self.disk.begin(f"{self.outbox.path} can't be read: {error}")
+        except sqlite3.DatabaseError as error:
+            self.begin_anew(error)
+
+    def send_one(self, position: int | None, key: bytes, value: bytes) -> None:
+        future = self.kproducer.send(self.topic, value=value, key=key)
+        self.bandwidth_exceeds.add_event(Sent(position, key, value, future))
+
+    def report(self) -> None:
+        """Say once when Kafka takes no warnings, with the cause; an acknowledgement says that it does again."""
+        now = self.clock()
+        if not self.topic_known:
+            with contextlib.suppress(KafkaError):
+                self.topic_known = bool(self.kproducer.partitions_for(self.topic))
+            if self.topic_known and not self.waiting:
+                self.kafka.end()
+        if self.topic_known and not self.waiting:
+            self.alive_at = now
+        if self.refused:
+            self.kafka.begin(str(self.refused))
+        elif now - self.alive_at > SEND_SECONDS:
+            self.kafka.begin(self.kafka_log.cause or "no answer")
+
+    def idle(self) -> float:
+        """pump(), then for how many seconds there is nothing to do."""
+        self.pump()
+        return 0.05 if self.waiting > len(self.bandwidth_exceeds.events) else math.inf
+
+    def finish(self, seconds: float, stop: Stop) -> None:
+        """Flush, and look at every future until all are done or the time is over."""
+        ends_at = self.clock() + seconds
+        try:
+            self.kproducer.flush(timeout=0)  # sends what lingers; the futures tell what became of it
+        except KafkaError:
+            pass
+        self.pump()
+        while self.bandwidth_exceeds.events and (left := ends_at - self.clock()) > 0:
+            stop.wait(min(0.05, left))
+            self.pump()
+        self.store()
+
+
+# The loop
+
+
+def read_counters() -> dict[str, tuple[int, int]]:
+    """Bytes sent and received by each interface of this host since it came up."""
+    counters = psutil.net_io_counters(pernic=True, nowrap=False)
+    return {name: (counter.bytes_sent, counter.bytes_recv) for name, counter in counters.items()}
+
+
+def default_interfaces() -> set[str]:
+    """The interfaces that are up, without loopback."""
+    stats = psutil.net_if_stats()
+    return {name for name, nic in stats.items() if nic.isup and "loopback" not in nic.flags.split(",")}
+
+
+def samples(
+    interval_seconds: float,
+    interfaces: Sequence[str],
+    stop: Stop,
+    idle: Callable[[], float],
+    counters: Callable[[], dict[str, tuple[int, int]]] = read_counters,
+    clock: Callable[[], float] = time.monotonic,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Iterator[Sample]:
+    """The bandwidth at each tick, until `stop` is set. Ticks are counted from the start, so the second doesn't drift.
+
+    The time to the next tick is spent in idle(), which returns for how many seconds it has nothing to do.
+    A tick that was missed (the host was asleep) is left out; its bytes are in the next one, over the time measured.
+    """
+    started_at = measured_at = clock()
+    before, chosen = counters(), set(interfaces) or default_interfaces()
+    tick = 1
+    while True:
+        while (left := started_at + tick * interval_seconds - clock()) > 0:
+            if stop.wait(min(left, idle())):
+                return
+        after, at = counters(), clock()
+        if not interfaces and after.keys() != before.keys():
+            chosen = default_interfaces()
+        measured = {name: after[name] for name in sorted(after.keys() & chosen)}
+        yield Sample(now(), list(measured), *bandwidth(before, measured, at - measured_at))
+        before, measured_at = after, at
+        tick = max(tick + 1, math.ceil((at - started_at) / interval_seconds))
+
+
+def bandwidth_exceed_event_system(
+    delivery: Delivery,
+    measured: Iterator[Sample],
+    settings: argparse.Namespace,
+    stop: Stop,
+    flush_seconds: float = FLUSH_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """One interval: a warning for each sample above the limit, registered and sent at once; then flush, and break out."""
+    # half a tick early, so that the tick at the interval's end belongs to it
+    ends_at = clock() + settings.flush_interval - settings.interval / 2
+    sampled, raised, acknowledged_before = 0, 0, delivery.acknowledged
+    for sample in measured:
+        sampled += 1
+        if sample.bytes_sent_per_second + sample.bytes_received_per_second > settings.limit:
+            raised += 1
+            event = warning(sample, settings.host, settings.limit, uuid7(time.time(), secrets.randbits(74)))
+            delivery.pump((settings.host.encode(), json.dumps(event, ensure_ascii=False).encode()))
+            logger.warning("%s (%s)", event["message"], event["event_id"])
+        if clock() >= ends_at:
+            break
+    delivery.finish(STOP_SECONDS if stop.is_set() else flush_seconds, stop)
+    logger.info(
+        "interval over: %d seconds sampled, %d warnings raised, %d acknowledged, %d left",
+        sampled,
+        raised,
+        delivery.acknowledged - acknowledged_before,
+        delivery.waiting,
+    )
+
+
+# The command line
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An error is one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def argument(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """For argparse's type=: the text of a ValueError is what the user sees."""
+
+    def converted(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return converted
+
+
+def seconds(text: str) -> float:
+    """A finite number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise ValueError(f"{text!r} is no number of seconds above 0")
+    return value
+
+
+def topic_name(text: str) -> str:
+    """A name that Kafka takes for a topic."""
+    if not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", text) or text in (".", ".."):
+        raise ValueError(f"{text!r} is no topic's name: letters, digits, '.', '_' and '-', at most 249")
+    return text
+
+
+def host_name(text: str) -> str:
+    """A name that fits the table: 1 to 255 characters of text."""
+    if not 1 <= len(text) <= 255 or not text.isprintable():
+        raise ValueError(f"{text!r} is no host's name: 1 to 255 printable characters")
+    return text
+
+
+def interface(name: str) -> str:
+    """The name of an interface that is there."""
+    if name not in (there := read_counters()):
+        raise ValueError(f"there is no interface {name!r}: this host has {', '.join(sorted(there))}")
+    return name
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog=prog,
+        description="Send a warning to Apache Kafka for each second in which this host uses more bandwidth than its limit.",
+        epilog="Environment: KAFKA_BOOTSTRAP_SERVERS, KAFKA_SSL_CAFILE, KAFKA_SSL_CERTFILE, KAFKA_SSL_KEYFILE, and "
+        "KAFKA_<OPTION> for each option of kafka-python. Exit status: 0 done; 1 failed, or warnings are left in the "
+        "outbox; 2 wrong usage or settings.",
+    )
+    add = parser.add_argument
+    add("--limit", type=argument(parse_rate), default="1MB/s", metavar="RATE",
+        help="bytes a second, sent plus received: 1000000, 1MB/s, 80Mbit/s, 1MiB/s (default: 1MB/s)")  # fmt: skip
+    add("--interval", type=argument(seconds), default=1.0, metavar="SECONDS",
+        help="time between two samples (default: 1)")  # fmt: skip
+    add("--flush-interval", type=argument(seconds), default=120.0, metavar="SECONDS",
+        help="time until the flush, and the end (default: 120)")  # fmt: skip
+    add("--interface", type=argument(interface), action="append", default=[], metavar="NAME",
+        help="an interface to measure; may be repeated (default: every one that is up, without loopback)")  # fmt: skip
+    add("--topic", type=argument(topic_name), default="bandwidth_exceeds", metavar="NAME",
+        help="Kafka's topic (default: bandwidth_exceeds)")  # fmt: skip
+    add("--host", type=argument(host_name), default=socket.gethostname(), metavar="NAME",
+        help="the name in the warnings (default: this host's name)")  # fmt: skip
+    add("--outbox", type=Path, metavar="FILE",
+        help="where warnings wait for Kafka (default: outbox.sqlite in $STATE_DIRECTORY, else in eventKafkaPostgres "
+        "under $XDG_STATE_HOME or ~/.local/state)")  # fmt: skip
+    add("--forever", action="store_true", help="start the next interval instead of ending")
+    add("--check", action="store_true", help="try everything that is needed, change nothing, and say what to do")
+    add("-v", "--verbose", action="store_true", help="log more, and tracebacks")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def start_logging(verbose: bool) -> KafkaLog:
+    """Log to standard error; kafka-python's own lines only with --verbose."""
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s", level=logging.DEBUG if verbose else logging.INFO
+    )
+    kafka_log, kafka_logger = KafkaLog(), logging.getLogger("kafka")
+    kafka_logger.addHandler(kafka_log)
+    kafka_logger.propagate = verbose
+    kafka_logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    return kafka_log
+
+
+def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog) -> int:
+    """Sample, warn and send until the interval is over, or for ever. ValueError when a setting is wrong."""
+    options = kafka_options(KafkaProducer, os.environ, PRODUCER_OPTIONS, PRODUCER_PROMISE)
+    context = tls_context(options)
+    outbox = open_outbox(settings.outbox or outbox_path(os.environ))
+    kproducer = KafkaProducer(ssl_context=context, **options)
+    bandwidth_exceeds: EventSystem[Sent] = EventSystem()
+    delivery = Delivery(kproducer, settings.topic, outbox, bandwidth_exceeds, kafka_log)
+    logger.info("started: limit %s, topic %s, %d warnings wait in %s",
+                format_rate(settings.limit), settings.topic, delivery.waiting, outbox.path)  # fmt: skip
+    measured = samples(settings.interval, settings.interface, stop, delivery.idle)
+    while True:
+        # with --forever the flush may take what is left of this second, not the next sample's time
+        flush_seconds = settings.interval / 2 if settings.forever else FLUSH_SECONDS
+        bandwidth_exceed_event_system(delivery, measured, settings, stop, flush_seconds)
+        if stop.is_set() or not settings.forever:
+            break
+    if not bandwidth_exceeds.events:
+        kproducer.close(timeout=1)
+    return 1 if delivery.waiting or delivery.lost or not delivery.topic_known else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser("kproducer")
+    settings = parser.parse_args(argv)
+    kafka_log = start_logging(settings.verbose)
+    stop = Stop()
+    stop.on_signals()
+    try:
+        return run(settings, stop, kafka_log)
+    except (ValueError, KafkaError) as error:
+        logger.debug("traceback:", exc_info=True)
+        parser.error(str(error))
+
+
+def command() -> NoReturn:
+    """Run main() and end at once: kafka-python's threads would hold up the end of a process whose broker is away."""
+    end_process(main())
+
+
+if __name__ == "__main__":
+    command()
