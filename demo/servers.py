@@ -9,7 +9,6 @@ Only processes that were started here are ended here.
 """
 
 import asyncio
-import fcntl
 import functools
 import os
 import platform
@@ -71,6 +70,7 @@ Address = tuple[str, int]
 Report = Callable[[str], None]
 Mode = Literal["pass", "refuse", "black hole", "slow"]
 
+# Without a configuration log4j says nothing; the process's output goes to a file.
 LOG4J = """\
 appender.console.type=Console
 appender.console.name=console
@@ -80,9 +80,7 @@ rootLogger.level=INFO
 rootLogger.appenderRef.console.ref=console
 """
 
-HBA = """\
-hostssl all all 127.0.0.1/32 scram-sha-256
-"""
+HBA = "hostssl all all 127.0.0.1/32 scram-sha-256\n"
 
 
 def quiet(line: str) -> None:
@@ -93,27 +91,17 @@ def quiet(line: str) -> None:
 
 
 class _Resolver(PythonResolver):
-    """Maven's repository; a download that breaks off leaves no half file in the cache, where it would stay for ever."""
+    """Maven's repository; a file is in the cache when all of it is there. A half one would stay there for ever."""
 
     def download(self, artifact: Artifact) -> Path | None:
-        try:
-            return super().download(artifact)
-        except BaseException:
-            if artifact.cached_path:
-                artifact.cached_path.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One process at a time fills the cache; the lock is on the directory, so that it leaves no file."""
-    directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        cache = artifact.context.repo_cache
+        final = cache / artifact.component.path_prefix / artifact.filename
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache) as directory:
+            elsewhere = MavenContext(resolver=self, repo_cache=Path(directory))
+            component = elsewhere.project(artifact.groupId, artifact.artifactId).at_version(artifact.version)
+            path = super().download(component.artifact(artifact.classifier, artifact.packaging))
+            return path and path.replace(final)
 
 
 def fetch(what: str, megabytes: int, coordinate: str, *others: str, report: Report = quiet) -> list[Path]:
@@ -123,29 +111,22 @@ def fetch(what: str, megabytes: int, coordinate: str, *others: str, report: Repo
     """
     context = MavenContext(resolver=_Resolver(), repo_cache=GlobalSettings.load().repo_cache)
     wanted, *additions = (context.create_dependency(Coordinate.parse(each)) for each in (coordinate, *others))
-    with _locked(context.repo_cache):
-        if wanted.artifact.cached_path and not wanted.artifact.cached_path.is_file():
-            report(f"Fetching {what} ({megabytes} MB, once) ...")
-        for last in (False, False, True):
-            try:
-                _, needed = context.resolver.resolve([wanted])
-                needed = [each for each in needed if each.scope in ("compile", "runtime")]
-                # what was looked for above comes last: when it is there, all is there
-                return [_intact(each.artifact) for each in (*additions, *needed, wanted)]
-            except (OSError, RuntimeError, AssertionError, SyntaxError) as error:
-                if last:
-                    cause = str(error).partition("\n")[0] or type(error).__name__
-                    raise RuntimeError(f"{what} could not be fetched from Maven's repository: {cause}") from error
-    raise AssertionError("not reached")
-
-
-def _intact(artifact: Artifact) -> Path:
-    """The artifact's file; one that was cut off (the power failed while it was written) is fetched once more."""
-    path = artifact.resolve()
-    if not zipfile.is_zipfile(path):
-        path.unlink()
-        path = artifact.resolve()
-    return path
+    if wanted.artifact.cached_path and not wanted.artifact.cached_path.is_file():
+        report(f"Fetching {what} ({megabytes} MB, once) ...")
+    tries = 3
+    while True:
+        try:
+            _, needed = context.resolver.resolve([wanted])
+            needed = [each for each in needed if each.scope in ("compile", "runtime")]
+            # what was looked for above comes last: when it is there, all is there
+            return [each.artifact.resolve() for each in (*additions, *needed, wanted)]
+        except (OSError, RuntimeError) as error:
+            tries -= 1
+            if not tries:
+                cause: BaseException = error
+                while cause.__context__:
+                    cause = cause.__context__
+                raise RuntimeError(f"{what} could not be fetched from Maven's repository: {cause}") from error
 
 
 def fetch_kafka(report: Report = quiet) -> str:
@@ -333,9 +314,8 @@ class Certificates:
         cert, key = self.directory / f"{file or name}.cert", self.directory / f"{file or name}.key"
         cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         private = load_pem_private_key(issued.private_key_pem.bytes(), password=None)
-        _write_secret(
-            key, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        )  # the form that Kafka reads
+        # PKCS#8 is the form that Kafka reads
+        _write_secret(key, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return cert, key
 
 
@@ -368,11 +348,9 @@ class Kafka(_Server):
         self.password = secrets.token_urlsafe(12)
         self.log = directory / "kafka.log"
         self._formatted = False
-        names = ["CONTROLLER", "DIRECT", *(["SASL"] if sasl else []), *(extra_listeners or {})]
-        self._ports = {name: Port() for name in names}
-        self._advertised = {name: (HOST, port.number) for name, port in self._ports.items()} | dict(
-            extra_listeners or {}
-        )
+        extra = dict(extra_listeners or {})
+        self._ports = {name: Port() for name in ("CONTROLLER", "DIRECT", *(["SASL"] if sasl else []), *extra)}
+        self._advertised = {name: self.address(name) for name in self._ports} | extra
         self.properties = self._properties(sasl, acls) | dict(properties or {})
 
     def _properties(self, sasl: bool, acls: bool) -> dict[str, str]:
@@ -392,7 +370,7 @@ class Kafka(_Server):
             "listener.security.protocol.map": ",".join(protocols),
             "log.dirs": str(self.directory / "kafka-data"),
             "auto.create.topics.enable": "false",
-            "broker.session.timeout.ms": "2000",  # so long is a killed broker kept from coming back
+            "broker.session.timeout.ms": "2000",  # a broker that was killed can't come back sooner
             "broker.heartbeat.interval.ms": "500",
             "group.initial.rebalance.delay.ms": "0",
             "offsets.topic.num.partitions": "1",
@@ -409,14 +387,14 @@ class Kafka(_Server):
             "ssl.principal.mapping.rules": "RULE:^CN=([^,]+).*$/$1/,DEFAULT",
         }
         if sasl:
-            login = "org.apache.kafka.common.security.{} required"
+            scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+            plain = "org.apache.kafka.common.security.plain.PlainLoginModule required"
             properties |= {
                 "sasl.enabled.mechanisms": "SCRAM-SHA-256,SCRAM-SHA-512,PLAIN",
                 "listener.name.sasl.ssl.client.auth": "none",
-                "listener.name.sasl.scram-sha-256.sasl.jaas.config": login.format("scram.ScramLoginModule") + ";",
-                "listener.name.sasl.scram-sha-512.sasl.jaas.config": login.format("scram.ScramLoginModule") + ";",
-                "listener.name.sasl.plain.sasl.jaas.config": login.format("plain.PlainLoginModule")
-                + f' user_service="{self.password}";',
+                "listener.name.sasl.scram-sha-256.sasl.jaas.config": scram,
+                "listener.name.sasl.scram-sha-512.sasl.jaas.config": scram,
+                "listener.name.sasl.plain.sasl.jaas.config": f'{plain} user_service="{self.password}";',
             }
         if acls:
             properties |= {
@@ -588,7 +566,7 @@ class Postgres(_Server):
 
     def close(self) -> None:
         """End it for good. After a kill it is started once more, for only it can give its shared memory back."""
-        if self.process is None and (self.data / "postmaster.pid").exists():
+        if (self.data / "postmaster.pid").exists():
             with suppress(RuntimeError):
                 super().start()
         self.stop("immediate")
@@ -603,10 +581,10 @@ class Postgres(_Server):
             "ssl": "on",
         } | self.settings
         options = [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]
-        process: subprocess.Popen[bytes] = self._run(
+        run: subprocess.Popen[bytes] = self._run(
             subprocess.Popen, "postgres", "-D", str(self.data), *options, stdout=log
         )
-        return process
+        return run
 
     def _run(self, run: Callable[..., Any], program: str, *arguments: str, **options: Any) -> Any:
         """One of PostgreSQL's programs, through subprocess.run or subprocess.Popen."""
