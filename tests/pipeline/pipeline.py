@@ -1,0 +1,342 @@
+"""What the whole-pipeline tests are made of: the two scripts as processes, real servers, and a look at what came of it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import psutil
+import psycopg2
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+from psycopg2.extras import RealDictCursor
+
+from demo.servers import Servers
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE = 120.0  # for what takes seconds
+LOOPBACK = next(name for name, nic in psutil.net_if_stats().items() if "loopback" in nic.flags.split(","))
+RAISED = re.compile(r"WARNING (Bandwidth exceeded on .*: \S+ \S+ is over the limit of \S+ \S+) \(([0-9a-f-]{36})\)$")
+COMPLAINT = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^k(producer|consumer): |Traceback|Exception|Error\b")
+IGNORED = ("read_text is deprecated", "open_text is deprecated")  # kafka-python's own, when it is imported
+WARNINGS = ",".join(["error", *(f"ignore:{text}:DeprecationWarning" for text in IGNORED)])
+CLIENT: dict[str, Any] = {"api_version": (3, 9), "request_timeout_ms": 5000, "reconnect_backoff_max_ms": 500}
+
+Result = TypeVar("Result")
+
+
+def wait_until(condition: Callable[[], Result], what: str, seconds: float = DEADLINE) -> Result:
+    """The first true result of a condition; AssertionError with the last one when the time is over."""
+    ends_at = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < ends_at, f"after {seconds:.0f} seconds still not {what}: {result!r}"
+        time.sleep(0.03)
+    return result
+
+
+class Script:
+    """One of the scripts as a process, with all that it says in a file."""
+
+    def __init__(self, script: Path, arguments: Iterable[str], environment: Mapping[str, str], log: Path) -> None:
+        self.name, self.log = log.stem, log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, str(script), *arguments],
+                env=environment,
+                cwd=log.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def lines(self) -> list[str]:
+        return self.log.read_text(errors="replace").splitlines()
+
+    def raised(self) -> dict[str, str]:
+        """The warnings that it raised, in order: event_id and message."""
+        return {found[2]: found[1] for line in self.lines() if (found := RAISED.search(line))}
+
+    def complaints(self) -> list[str]:
+        """What it says was wrong."""
+        return [line for line in self.lines() if COMPLAINT.search(line) and not RAISED.search(line)]
+
+    def says(self, pattern: str) -> str:
+        """Wait for a line with this pattern."""
+        found = re.compile(pattern)
+
+        def line() -> str:
+            return next((line for line in self.lines() if found.search(line)), "")
+
+        return wait_until(lambda: line() or self._must_run(pattern), f"said by {self.name}: {pattern}")
+
+    def _must_run(self, pattern: str) -> str:
+        assert self.process.poll() is None, f"{self.name} ended with {self.process.poll()} and never said {pattern}"
+        return ""
+
+    def raises(self, count: int) -> None:
+        """Wait until it has raised so many warnings."""
+        wait_until(lambda: len(self.raised()) >= count, f"{count} warnings raised by {self.name}")
+
+    def ends(self, seconds: float = DEADLINE) -> int:
+        """Wait for its end; its exit status."""
+        return self.process.wait(seconds)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End it in order; its exit status."""
+        self.process.send_signal(number)
+        return self.ends()
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    def usage(self) -> tuple[float, float]:
+        """CPU seconds so far, and megabytes resident."""
+        process = psutil.Process(self.process.pid)
+        times = process.cpu_times()
+        return times.user + times.system, process.memory_info().rss / 1e6
+
+
+class Pipeline:
+    """A topic, a consumer group and a database of one test's own, and the scripts that it starts between them."""
+
+    def __init__(self, servers: Servers, directory: Path, name: str, partitions: int) -> None:
+        self.servers, self.directory, self.topic, self.partitions = servers, directory, name, partitions
+        self.group = self.database = name
+        self.scripts: list[Script] = []
+        self._observer: Any = None
+
+    def environment(self, proxied: bool = False, **changes: str | None) -> dict[str, str]:
+        """What a script gets: nothing of our own environment but the path; None takes a variable out."""
+        given: dict[str, str | None] = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.directory),
+            "PYTHONWARNINGS": WARNINGS,
+            **self.servers.environment(proxied),
+            "PGDATABASE": self.database,
+            **changes,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def producer(
+        self,
+        *arguments: str,
+        host: str = "web-1",
+        environment: Mapping[str, str] | None = None,
+        scripts: Path = ROOT,
+    ) -> Script:
+        """A producer that raises a warning with each sample, ten times a second; `arguments` win."""
+        outbox = str(self.directory / f"{len(host)}{host.encode().hex()[:32]}.sqlite")
+        where = ("--topic", self.topic, "--host", host, "--outbox", outbox)
+        how = ("--interface", LOOPBACK, "--limit", "0", "--interval", "0.1")
+        return self._start(scripts / "kproducer.py", [*where, *how, *arguments], environment)
+
+    def consumer(self, *arguments: str, environment: Mapping[str, str] | None = None, scripts: Path = ROOT) -> Script:
+        where = ("--topic", self.topic, "--group", self.group)
+        return self._start(scripts / "kconsumer.py", [*where, *arguments], environment)
+
+    def _start(self, script: Path, arguments: list[str], environment: Mapping[str, str] | None) -> Script:
+        log = self.directory / f"{len(self.scripts)}-{script.stem}.log"
+        started = Script(script, arguments, environment or self.environment(), log)
+        self.scripts.append(started)
+        return started
+
+    def drain(self) -> None:
+        """Record all that is in the topic."""
+        assert self.consumer("--until-empty").ends() == 0
+
+    # What was raised, and what came of it
+
+    def raised(self) -> dict[str, str]:
+        """The warnings that all producers raised: event_id and message."""
+        return {event_id: message for script in self.scripts for event_id, message in script.raised().items()}
+
+    def sql(self, statement: str, *values: object, dbname: str | None = None) -> list[dict[str, Any]]:
+        """What the superuser's statement returns."""
+        connection = self.servers.postgres.connect("postgres", dbname=dbname or self.database)
+        try:
+            connection.autocommit = True
+            with connection.cursor(cursor_factory=RealDictCursor) as cursor:
+                cursor.execute(statement, values or None)
+                return [dict(row) for row in cursor.fetchall()] if cursor.description else []
+        finally:
+            connection.close()
+
+    def table(self, name: str, order: str) -> list[dict[str, Any]]:
+        """All of a table; nothing while it isn't there."""
+        try:
+            return self.sql(f"select * from {name} order by {order}")
+        except psycopg2.errors.UndefinedTable:
+            return []
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.table("bandwidth_exceeds", 'topic, partition, "offset"')
+
+    def rejected(self) -> list[dict[str, Any]]:
+        return self.table("rejected_messages", 'topic, partition, "offset"')
+
+    def count(self) -> int:
+        """How many rows there are."""
+        try:
+            return int(self.sql("select count(*) from bandwidth_exceeds")[0]["count"])
+        except psycopg2.errors.UndefinedTable:
+            return 0
+
+    def has_rows(self, count: int, seconds: float = DEADLINE) -> None:
+        """Wait for so many rows."""
+        wait_until(lambda: self.count() >= count, f"{count} rows", seconds)
+
+    def consumed(self) -> dict[int, int]:
+        """The next offset of each partition, as the database has it."""
+        return {row["partition"]: row["next_offset"] for row in self.table("consumed_offsets", "partition")}
+
+    def committed(self) -> dict[int, int]:
+        """The next offset of each partition, as Kafka has it."""
+        client = self._client(group_id=self.group)
+        try:
+            offsets = {at.partition: client.committed(at) for at in self._topic_partitions()}
+            return {partition: offset for partition, offset in offsets.items() if offset is not None}
+        finally:
+            client.close()
+
+    def ends(self) -> dict[int, int]:
+        """Where each partition of the topic that holds messages ends."""
+        if self._observer is None:
+            self._observer = self._client()
+        offsets = self._observer.end_offsets(self._topic_partitions())
+        return {at.partition: offset for at, offset in offsets.items() if offset}
+
+    def sent(self) -> int:
+        """How many messages the topic has; -1 while Kafka doesn't answer."""
+        try:
+            return sum(self.ends().values())
+        except KafkaError:
+            return -1
+
+    def messages(self) -> list[Any]:
+        """Every message of the topic, by partition and offset."""
+        client, ends = self._client(), self.ends()
+        try:
+            client.assign(self._topic_partitions())
+            client.seek_to_beginning()
+            found: list[Any] = []
+            while any(client.position(TopicPartition(self.topic, at)) < end for at, end in ends.items()):
+                for records in client.poll(timeout_ms=500).values():
+                    found += records
+            return sorted(found, key=lambda record: (record.partition, record.offset))
+        finally:
+            client.close()
+
+    def _topic_partitions(self) -> list[TopicPartition]:
+        return [TopicPartition(self.topic, number) for number in range(self.partitions)]
+
+    def _client(self, **options: Any) -> Any:
+        return KafkaConsumer(**self.servers.kafka.options(), **CLIENT, enable_auto_commit=False, **options)
+
+    def send(self, values: Iterable[bytes | None], key: bytes | None = b"web-1", partition: int | None = None) -> None:
+        """Send messages past the producer."""
+        self.send_all(((key, value) for value in values), partition)
+
+    def send_all(self, messages: Iterable[tuple[bytes | None, bytes | None]], partition: int | None = None) -> None:
+        """The same with a key for each."""
+        producer = KafkaProducer(**self.servers.kafka.options(), linger_ms=20, batch_size=1 << 18, acks="all", **CLIENT)
+        try:
+            futures = [producer.send(self.topic, value, key, partition=partition) for key, value in messages]
+            for future in futures:
+                future.get(DEADLINE)
+        finally:
+            producer.close()
+
+    def assert_recorded(self, unlogged: int = 0) -> list[dict[str, Any]]:
+        """Each warning that was raised is one row with its message, in order; the rows.
+
+        `unlogged`: so many may be in no log, for a producer that is killed may have stored what it had yet to say.
+        """
+        raised, rows = self.raised(), self.rows()
+        ids = [row["event_id"] for row in rows]
+        assert len(ids) == len(set(ids))
+        assert [event_id for event_id in raised if event_id not in set(ids)] == []
+        assert len(set(ids) - raised.keys()) <= unlogged
+        assert {i: raised[i] for i in ids if i in raised} == {
+            row["event_id"]: row["message"] for row in rows if row["event_id"] in raised
+        }
+        self.assert_in_order(rows)
+        return rows
+
+    @staticmethod
+    def assert_in_order(rows: list[dict[str, Any]]) -> None:
+        """A host's warnings are in one partition, in the order in which they were observed."""
+        for host in {row["host"] for row in rows}:
+            mine = sorted((row for row in rows if row["host"] == host), key=lambda row: row["offset"])
+            assert len({row["partition"] for row in mine}) == 1
+            observed = [row["observed_at"] for row in mine]
+            assert observed == sorted(observed)
+
+    def close(self) -> None:
+        """End what runs, print what the scripts said, and take the database away."""
+        for script in self.scripts:
+            script.kill()
+            print(f"--- {script.name} ended with {script.process.returncode}", *script.lines()[-40:], sep="\n")
+        if self._observer:
+            self._observer.close()
+        with suppress(psycopg2.Error):
+            self.sql(f'drop database if exists "{self.database}" with (force)', dbname="postgres")
+
+
+@contextmanager
+def new_pipeline(servers: Servers, directory: Path, partitions: int = 1) -> Iterator[Pipeline]:
+    """A pipeline of its own; afterwards nothing of it runs, and the servers and the network are whole again."""
+    name = f"t{uuid4().hex[:12]}"
+    pipeline = Pipeline(servers, directory, name, partitions)
+    with ExitStack() as stack:
+        stack.callback(heal, servers)
+        servers.kafka.create_topic(name, partitions)
+        pipeline.sql(f'create database "{name}" owner events', dbname="postgres")
+        stack.callback(pipeline.close)
+        stack.callback(heal, servers)
+        yield pipeline
+
+
+def heal(servers: Servers) -> None:
+    """All that can be broken works again."""
+    for proxy in (servers.kafka_proxy, servers.postgres_proxy):
+        proxy.mode = "pass"
+    servers.kafka.start()
+    servers.postgres.start()
+
+
+def warning(host: str = "web-1", second: int = 0, **changes: object) -> dict[str, Any]:
+    """A message's fields as a producer sends them."""
+    observed_at = datetime(2026, 11, 24, tzinfo=UTC) + timedelta(seconds=second)
+    return {
+        "event_id": str(uuid4()),
+        "observed_at": observed_at.isoformat(timespec="microseconds"),
+        "host": host,
+        "interfaces": ["eth0"],
+        "bytes_sent_per_second": 812345.6,
+        "bytes_received_per_second": 3120456.1,
+        "bytes_per_second": 3932801.7,
+        "limit_bytes_per_second": 1000000.0,
+        "message": f"Bandwidth exceeded on {host}: 3.93 MB/s is over the limit of 1.00 MB/s",
+        **changes,
+    }
+
+
+def encoded(fields: object) -> bytes:
+    return json.dumps(fields, ensure_ascii=False).encode()
+
+
+def warnings(count: int, host: str = "web-1") -> list[bytes]:
+    """So many messages of one host, a second apart."""
+    return [encoded(warning(host, second)) for second in range(count)]
