@@ -1,0 +1,391 @@
+"""A demonstration: real bursts of traffic, the two scripts as processes, a real Apache Kafka and a real PostgreSQL.
+
+$ python -m demo
+"""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from socket import create_connection, create_server
+from typing import Any, Self
+
+try:
+    import psutil
+    import psycopg2
+    from kafka.errors import KafkaError
+
+    from demo.servers import servers
+except ImportError as error:
+    raise SystemExit(f"demo: {error}; first run: pip install '.[demo]'") from None
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+LIMIT = 20  # MB/s, sent plus received, as all rates here
+TRAFFIC = (3, 4, 3, 27, 36, 39, 34, 28, 4, 3, 3, 4, 3, 4, 31, 38, 35, 4, 3, 4, 3, 3, 4, 29, 37, 33, 28, 3, 4)
+CHUNK = 16384
+WAIT_SECONDS = 15.0  # for what should take a moment
+OTHER_SERVERS = ("KAFKA_", "PG", "DATABASE_URL")  # a person's own are not for us
+WARNING = re.compile(r" WARNING Bandwidth exceeded on .* \(([0-9a-f-]{36})\)$")
+EVENT_IDS = "select event_id::text from bandwidth_exceeds"
+LAST_ROWS = """
+with last as (select * from bandwidth_exceeds order by observed_at desc limit 6)
+select event_id::text, to_char(observed_at, 'HH24:MI:SS.MS') as observed_at,
+    to_char(bytes_per_second / 1e6, 'FM990.0 "MB/s"') as bandwidth, partition || '/' || "offset" as offset,
+    round(1000 * extract(epoch from recorded_at - observed_at)) || ' ms' as delay
+from last order by last.observed_at"""
+
+TTY = sys.stdout.isatty()
+COLOUR = TTY and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+BLOCK, MARK, YES, NO = "█│✓✗" if sys.stdout.encoding.lower().startswith("utf") else "#|+!"
+BOLD, DIM, RED, GREEN = "1", "2", "31", "32"
+
+
+# What a person sees
+
+
+def paint(style: str, text: str) -> str:
+    """The text in a style, where there are styles."""
+    return f"\033[{style}m{text}\033[0m" if COLOUR and text.strip() else text
+
+
+def wrap(text: str) -> list[str]:
+    """Lines that fit into 80 columns; a command can be copied from them."""
+    return textwrap.wrap(text, 76, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def say(text: str, style: str = "") -> None:
+    for line in wrap(text):
+        print(f"  {paint(style, line) if style else line}", flush=True)
+
+
+def title(text: str) -> None:
+    print(f"\n{paint(BOLD, text)}\n", flush=True)
+
+
+def show_table(lines: Sequence[Sequence[str]]) -> None:
+    """The first line are headings; the first column stands to the left, the others to the right."""
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    for line in lines:
+        cells = [line[0].ljust(first), *(cell.rjust(width) for cell, width in zip(line[1:], others, strict=True))]
+        text = "  ".join(cells)
+        print(f"  {paint(DIM, text) if line is lines[0] else text}", flush=True)
+
+
+def cell(name: str, value: Any) -> str:
+    """A value of a column with this name, for people."""
+    if isinstance(value, datetime):
+        return f"{value:%H:%M:%S}"
+    if "bytes" in name:
+        return f"{value / 1e6:.1f} MB{'/s' if 'per_second' in name else ''}"
+    return f"{value:.0f}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A report for what takes time; on a terminal with the seconds that the last line has taken so far."""
+    if not TTY:
+        yield say
+        return
+    lines: SimpleQueue[str | None] = SimpleQueue()
+    writer = threading.Thread(target=show_progress, args=(lines,), daemon=True)
+    writer.start()
+    try:
+        yield lines.put
+    finally:
+        lines.put(None)
+        writer.join()
+
+
+def show_progress(lines: SimpleQueue[str | None]) -> None:
+    """Write lines as they come, until None."""
+    text = lines.get()
+    while text is not None:
+        *above, line = wrap(text)
+        print(*(f"  {each}\n" for each in above), f"  {line}", sep="", end="", flush=True)
+        for seconds in count(1):
+            with suppress(Empty):
+                text = lines.get(timeout=1)
+                break
+            print(f"\r  {line} {seconds} s", end="", flush=True)
+        print(flush=True)
+
+
+def bar(rate: float) -> str:
+    """One character for each MB/s, up to twice the limit, which is marked; what is above it is red."""
+    blocks = BLOCK * min(2 * LIMIT, round(rate))
+    return f"{blocks[:LIMIT]:{LIMIT}}{MARK}{paint(RED, f'{blocks[LIMIT:]:{LIMIT}}')}"
+
+
+# What happens
+
+
+class Interruption:
+    """The handler of SIGINT and SIGTERM: ends the run by SystemExit once, and never the cleaning up."""
+
+    status = 0
+    raises = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        if not self.status:
+            self.status = 128 + number
+            if self.raises:
+                os.write(2, b"\ndemo: interrupted, cleaning up ...\n")
+                raise SystemExit(self.status)
+
+
+@contextmanager
+def temporary_directory(interruption: Interruption) -> Iterator[Path]:
+    """For everything that is written; at the end, however it comes, nothing that was started runs any more."""
+    directory = Path(tempfile.mkdtemp(prefix="demo-"))
+    try:
+        directory.chmod(0o711)  # PostgreSQL runs as nobody when we are root
+        tempfile.tempdir = str(directory)
+        interruption.raises = True
+        yield directory
+    finally:
+        interruption.raises = False
+        children = psutil.Process().children(recursive=True)  # none, unless something was interrupted while it started
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.terminate()
+        for child in psutil.wait_procs(children, timeout=WAIT_SECONDS)[1]:
+            child.kill()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+class Script:
+    """One of the two scripts as a process, and what it logs."""
+
+    def __init__(self, environment: dict[str, str], name: str, *arguments: str) -> None:
+        say(f"$ python {shlex.join([name, *arguments])}")
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, str(CHECKOUT / name), *arguments],
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C is for us
+        )
+        self.log: list[str] = []
+        self.seen = 0
+        self.reader = threading.Thread(target=self.read, daemon=True)
+        self.reader.start()
+
+    def read(self) -> None:
+        assert self.process.stderr
+        self.log.extend(line.rstrip() for line in self.process.stderr)
+
+    def raised(self) -> list[str]:
+        """The event_id of each warning that was logged."""
+        return [found[1] for line in self.log if (found := WARNING.search(line))]
+
+    def say_news(self) -> None:
+        """Whatever else it logged meanwhile that a person should see."""
+        for line in self.log[self.seen :]:
+            self.seen += 1
+            if not WARNING.search(line) and " INFO " not in line:
+                say(f"{self.name}: {line}")
+
+    def end(self) -> int:
+        """Wait for the end, and give the status."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(WAIT_SECONDS)
+        self.process.kill()
+        status = self.process.wait()
+        self.reader.join()
+        self.say_news()
+        last_words = self.log[-1].rpartition(" INFO ")[2] if self.log else "it said nothing"
+        say(f"{self.name} ended with status {status}: {last_words}")
+        return status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def make_traffic(stop: threading.Event) -> None:
+    """Bytes over TCP on 127.0.0.1 at the rates of TRAFFIC; loopback counts each as sent and as received."""
+    with create_server(("127.0.0.1", 0)) as server, create_connection(server.getsockname()) as sender:
+        receiver, _ = server.accept()
+        with receiver:
+            began = time.monotonic()
+            for second, rate in enumerate(TRAFFIC):
+                carried = 0
+                while (elapsed := time.monotonic() - began - second) < 1:
+                    if 2 * carried >= rate * 1e6 * elapsed:
+                        if stop.wait(0.005):
+                            return
+                        continue
+                    sender.sendall(bytes(CHUNK))
+                    carried += CHUNK
+                    left = CHUNK
+                    while left:
+                        left -= len(receiver.recv(left))
+
+
+def carried_bytes() -> int:
+    """Bytes sent and received on loopback."""
+    counters = psutil.net_io_counters(pernic=True, nowrap=False)[LOOPBACK]
+    return int(counters.bytes_sent + counters.bytes_recv)
+
+
+def recorded(cursor: Any) -> list[str]:
+    """The event_id of each row; none before the consumer has made the table."""
+    try:
+        cursor.execute(EVENT_IDS)
+    except psycopg2.errors.UndefinedTable:
+        return []
+    return [event_id for (event_id,) in cursor]
+
+
+def watch(kproducer: Script, kconsumer: Script, cursor: Any) -> None:
+    """A line for each second, until the producer ends."""
+    limit = f"limit {LIMIT} MB/s"
+    print("  " + paint(DIM, f"second   bandwidth  {limit:^{2 * LIMIT + 1}}  warnings   rows"), flush=True)
+    began = measured_at = time.monotonic()
+    before = carried_bytes()
+    for second in range(1, len(TRAFFIC) + round(WAIT_SECONDS)):
+        with suppress(subprocess.TimeoutExpired):
+            kproducer.process.wait(max(0.0, began + second - time.monotonic()))
+            return
+        after, now = carried_bytes(), time.monotonic()
+        rate = (after - before) / (now - measured_at) / 1e6
+        before, measured_at = after, now
+        for script in (kproducer, kconsumer):
+            script.say_news()
+        numbers = f"{len(kproducer.raised()):>9} {len(recorded(cursor)):>6}"
+        print(f"  {second:>6} {rate:>6.1f} MB/s  {bar(rate)} {numbers}", flush=True)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """For a moment at most."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def run_scripts(environment: dict[str, str], outbox: Path, cursor: Any) -> tuple[list[str], list[int]]:
+    """Both scripts from start to end: the event_id of each warning that was raised, and the statuses."""
+    title("The two scripts, as anybody starts them")
+    options = ["--interface", LOOPBACK, "--limit", f"{LIMIT}MB/s", "--flush-interval", str(len(TRAFFIC) + 1)]
+    options += ["--host", "demo", "--outbox", str(outbox)]
+    with (
+        Script(environment, "kconsumer.py") as kconsumer,
+        Script(environment, "kproducer.py", *options) as kproducer,
+    ):
+        wait_until(lambda: bool(kproducer.log or kproducer.process.poll()))
+        title("Bursts of traffic on loopback: each second above the limit is a warning")
+        stop = threading.Event()
+        traffic = threading.Thread(target=make_traffic, args=(stop,))
+        traffic.start()
+        try:
+            watch(kproducer, kconsumer, cursor)
+        finally:
+            stop.set()
+            traffic.join()
+        print()
+        status = kproducer.end()
+        wait_until(lambda: set(kproducer.raised()) <= set(recorded(cursor)))
+        kconsumer.process.terminate()
+        return kproducer.raised(), [status, kconsumer.end()]
+
+
+def show_rows(cursor: Any) -> None:
+    """The last rows, and the episodes beside one another."""
+    cursor.execute("select to_regclass('bandwidth_exceeds') is not null, to_regclass('bandwidth_episodes') is not null")
+    has_rows, has_episodes = cursor.fetchone()
+    if has_rows:
+        title("The last rows in PostgreSQL: bandwidth_exceeds")
+        cursor.execute(LAST_ROWS)
+        show_table([[column.name for column in cursor.description], *([str(value) for value in row] for row in cursor)])
+    if has_episodes:
+        title("What they amount to: bandwidth_episodes")
+        cursor.execute("select * from bandwidth_episodes")
+        names, rows = [column.name for column in cursor.description], sorted(cursor.fetchall(), key=str)[-4:]
+        show_table([[name, *(cell(name, row[i]) for row in rows)] for i, name in enumerate(names)])
+
+
+def verdict(raised: Sequence[str], rows: Sequence[str], statuses: Sequence[int]) -> int:
+    """Compare warnings and rows one by one, say what came of it, and give the status of the demonstration."""
+    title("The verdict")
+    wrong = [f"{event_id} was raised and is no row" for event_id in raised if event_id not in rows]
+    wrong += [f"{event_id} is a row and was not raised" for event_id in rows if event_id not in raised]
+    wrong += ["there is nothing to compare"] * (not raised) + ["a script failed"] * any(statuses)
+    mark = paint(RED, NO) if wrong else paint(GREEN, YES)
+    outcome = "" if wrong else ": every one arrived, once"
+    print(f"  {mark} {len(raised)} warnings raised, {len(rows)} rows, compared by event_id{outcome}.", flush=True)
+    for line in wrong:
+        say(f"  {line}")
+    return 1 if wrong else 0
+
+
+def stay(environment: dict[str, str]) -> None:
+    """Say how to play on, until a signal comes."""
+    title("The servers stay up until Ctrl-C. Paste this into another terminal, then run the scripts there:")
+    for name, value in environment.items():
+        print(f"export {name}={shlex.quote(value)}", flush=True)
+    with suppress(SystemExit):
+        while True:
+            signal.pause()
+
+
+def demonstrate(keep: bool, interruption: Interruption) -> int:
+    """The whole demonstration, and its status."""
+    with temporary_directory(interruption) as directory, ExitStack() as stack:
+        title("The servers")
+        with progress() as report:
+            running = stack.enter_context(servers(report))
+        running.kafka.create_topic("bandwidth_exceeds", partitions=3)
+        connection = running.postgres.connect()
+        connection.autocommit = True
+        with closing(connection), connection.cursor() as cursor:
+            outbox = directory / "outbox.sqlite"
+            raised, statuses = run_scripts(running.environment(), outbox, cursor)
+            show_rows(cursor)
+            status = verdict(raised, recorded(cursor), statuses)
+        if keep:
+            stay(running.environment())
+        interruption.raises = False
+    return status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="demo", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave the servers up at the end, to play on")
+    settings = parser.parse_args(argv)
+    for name in [name for name in os.environ if name.startswith(OTHER_SERVERS)]:
+        del os.environ[name]
+    interruption = Interruption()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interruption)
+    try:
+        return demonstrate(settings.keep, interruption) or interruption.status
+    except (RuntimeError, OSError, psycopg2.Error, KafkaError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
