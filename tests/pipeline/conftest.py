@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from demo.servers import HOST, Servers, servers
 from pipeline import Pipeline, new_pipeline
+
+from demo.servers import HOST, Servers, servers
 
 FIGURES = pytest.StashKey[list[str]]()
 

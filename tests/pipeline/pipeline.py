@@ -1,4 +1,4 @@
-"""What the whole-pipeline tests are made of: the two scripts as processes, real servers, and a look at what came of it."""
+"""What the whole-pipeline tests are made of: the two scripts as processes, real servers, and what came of it."""
 
 import json
 import os

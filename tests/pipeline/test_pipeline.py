@@ -1,10 +1,11 @@
-"""Both scripts as processes, over mutual TLS through Apache Kafka into PostgreSQL: what is raised is what is recorded."""
+"""Both scripts as processes, over mutual TLS through Apache Kafka into PostgreSQL: what is raised is recorded."""
 
 import json
 import shutil
 import signal
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,7 @@ def test_a_broker_that_is_away_at_the_start_delays_no_sample_and_loses_no_warnin
     pipeline.drain()
     rows = pipeline.assert_recorded()
     observed = [row["observed_at"] for row in rows]
-    gaps = [(later - earlier).total_seconds() for earlier, later in zip(observed, observed[1:], strict=False)]
+    gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(observed)]
     assert sorted(gaps)[len(gaps) // 2] < 1
     assert max(gaps) < 3  # a sample that waited for Kafka would be half a minute late
 
@@ -125,7 +126,7 @@ def test_sasl_and_a_service_uri_serve_as_well_as_certificates(pipeline: Pipeline
     servers = pipeline.servers
     password = servers.postgres.passwords["events"]
     uri = servers.postgres.uri().replace("/events?", f"/{pipeline.database}?")
-    no_pg = {name: None for name in servers.postgres.environment()}
+    no_pg = dict.fromkeys(servers.postgres.environment())
     plain = {"KAFKA_SSL_CERTFILE": None, "KAFKA_SSL_KEYFILE": None} | servers.kafka.environment("SASL")
     environment = pipeline.environment(**no_pg | plain | {"DATABASE_URL": uri})
     producer = pipeline.producer("--flush-interval", "1", environment=environment)
