@@ -420,6 +420,8 @@ def postgres_options(environ: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
         given: dict[str, Any] = psycopg2.extensions.parse_dsn(url)
     except psycopg2.ProgrammingError:  # its text may quote the password
         raise ValueError("DATABASE_URL is no service URI: write postgres://user:password@host:port/database") from None
+    if not re.fullmatch(r"[0-9,]*", given.get("port") or environ.get("PGPORT") or ""):
+        raise ValueError("PGPORT (or the port in DATABASE_URL) must be a number")
     if not (given or {"PGHOST", "PGHOSTADDR", "PGSERVICE"} & environ.keys()):
         raise ValueError("DATABASE_URL is not set, and PGHOST isn't either: one of them must say where PostgreSQL is")
     variables = {"sslmode": "PGSSLMODE", "application_name": "PGAPPNAME", "connect_timeout": "PGCONNECT_TIMEOUT",
@@ -483,6 +485,7 @@ class Recorder:
         self.kafka, self.postgres = Outage("Kafka", logger), Outage("PostgreSQL", logger)
         self.consumer: Any = None
         self.assignment = Assignment()
+        self.joined = False  # whether the group assigned partitions, perhaps none
         self.sought = False  # whether the positions are those of the database
         self.pool = ThreadPoolExecutor(max_workers=1)
         self.job: Future[Any] | None = None  # what the database is doing
@@ -531,10 +534,12 @@ class Recorder:
         if self.assignment.changed:
             # what is in hand may be somebody else's now, and is read again by whoever it is
             self.assignment.changed = self.sought = False
+            self.joined = True
             self.batches.clear()
-            self.heard_at = self.clock()
         free = not self.job and self.clock() >= self.retry_at
-        if not self.sought:
+        if not self.joined:
+            self.consumer.poll(timeout_ms=500)
+        elif not self.sought:
             if free:
                 self.start(self.database.next_offsets, then=self.seek)
             self.stay_in_group()
@@ -576,11 +581,9 @@ class Recorder:
         """Read on from the offsets that the database holds; from the start of a partition that it doesn't know."""
         if self.assignment.changed:
             return
-        if not self.consumer.partitions_for_topic(self.topic):
-            self.kafka.begin(f"the topic {self.topic} is missing, or this user may not see it")
-            self.retry_at = self.clock() + 1
-            return
         partitions = sorted(self.consumer.assignment())
+        if not partitions:  # more consumers than partitions, or no topic: the latter is a KafkaTimeoutError
+            self.consumer.end_offsets([TopicPartition(self.topic, 0)], timeout_ms=3000)
         begins = self.consumer.beginning_offsets(partitions, timeout_ms=3000)
         ends = self.consumer.end_offsets(partitions, timeout_ms=3000)
         made_anew = []
@@ -682,7 +685,7 @@ class Recorder:
         if self.consumer:
             with contextlib.suppress(KafkaError):
                 self.consumer.close(timeout_ms=1000)
-            self.consumer = None
+            self.consumer, self.joined = None, False
 
     def close(self) -> None:
         """Let the database finish what it is doing, if it can soon, and leave the group."""

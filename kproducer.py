@@ -389,17 +389,42 @@ class Outage:
             self.logger.warning("%s: works again", self.name)
 
 
-# What kafka-python logs when it can't get through, the most telling first, and what that means.
+# What kafka-python says when it can't get through, the most telling first, and what it means to who has to mend it.
 CAUSES = [
-    (r"CERTIFICATE_VERIFY_FAILED.*(?:[Hh]ostname|IP address) mismatch", "the broker's certificate is for another name"),
+    (r"CERTIFICATE_VERIFY_FAILED.*mismatch", "the broker's certificate is for another host name"),
     (r"CERTIFICATE_VERIFY_FAILED.*expired", "the broker's certificate has expired"),
     (r"CERTIFICATE_VERIFY_FAILED", "the broker's certificate is not signed by the CA in KAFKA_SSL_CAFILE"),
+    (
+        r"ALERT_CERTIFICATE_REQUIRED",
+        "the broker wants a client certificate: set KAFKA_SSL_CERTFILE and KAFKA_SSL_KEYFILE",
+    ),
+    (
+        r"ALERT_(?:CERTIFICATE_|BAD_CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|DECRYPT_ERROR|ACCESS_DENIED)",
+        "the broker does not accept the client certificate in KAFKA_SSL_CERTFILE",
+    ),
+    (r"SaslAuthenticationFailed", "the broker does not accept KAFKA_SASL_PLAIN_USERNAME with its password"),
+    (r"UnsupportedSaslMechanism", "the broker does not offer KAFKA_SASL_MECHANISM"),
+    (
+        r"GroupAuthorizationFailed|Not authorized to .* group",
+        "no right to the consumer group: this user needs READ on it",
+    ),
+    (
+        r"TopicAuthorizationFailed|Topic \S+ is not authorized",
+        "no right to the topic: this user needs DESCRIBE and WRITE (kproducer) or READ (kconsumer) on it",
+    ),
+    (r"Topic (\S+) not found", r"the topic \1 is missing: create it, or give another --topic"),
+    (r"WRONG_VERSION_NUMBER|Invalid frame length", "KAFKA_SECURITY_PROTOCOL does not fit this port of the broker"),
+    (r"DNS lookup failed for (\S+?),", r"there is no host \1"),
+    (r"ECONNREFUSED", "connection refused: nothing listens at KAFKA_BOOTSTRAP_SERVERS"),
+    (r"timed out|RequestTimedOut", "no answer: the network or the broker is silent"),
+    (r"Connection lost", "the broker closes the connection (a broker that ends, or another KAFKA_SECURITY_PROTOCOL)"),
 ]
+CAUSE_SECONDS = 10.0  # for so long a telling cause is not replaced by a less telling one
 
 
 def plain(text: str) -> str:
-    """What an error of kafka-python means to the person who has to mend it."""
-    return next((meaning for pattern, meaning in CAUSES if re.search(pattern, text)), text)
+    """What an error of kafka-python means, or its own text."""
+    return next((match.expand(meaning) for pattern, meaning in CAUSES if (match := re.search(pattern, text))), text)
 
 
 class KafkaLog(logging.Handler):
@@ -407,13 +432,15 @@ class KafkaLog(logging.Handler):
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(logging.WARNING)
-        self.clock = clock
-        self.cause = ""
-        self.at = -math.inf
+        self.clock, self.cause, self.rank, self.at = clock, "", len(CAUSES), -math.inf
 
     def emit(self, record: logging.LogRecord) -> None:
-        if os.environ.get("RAW"):
-            print("RAW", record.levelname, record.name, record.getMessage(), file=sys.stderr)
+        text, now = record.getMessage(), self.clock()
+        for rank, (pattern, meaning) in enumerate(CAUSES):
+            if match := re.search(pattern, text):
+                if rank <= self.rank or now - self.at > CAUSE_SECONDS:
+                    self.cause, self.rank, self.at = match.expand(meaning), rank, now
+                return
 
 
 @dataclass(eq=False, slots=True)
@@ -549,9 +576,12 @@ class Delivery:
         if self.topic_known and not self.waiting:
             self.alive_at = now
         if self.refused:
-            self.kafka.begin(str(self.refused))
+            self.kafka.begin(plain(str(self.refused)))
         elif now - self.alive_at > SEND_SECONDS:
-            self.kafka.begin(self.kafka_log.cause or "no answer")
+            if self.kafka_log.at > self.alive_at:
+                self.kafka.begin(self.kafka_log.cause)
+            elif now - self.alive_at > 2 * SEND_SECONDS:  # the log takes a handshake's time to name a cause
+                self.kafka.begin("no answer")
 
     def idle(self) -> float:
         """pump(), then for how many seconds there is nothing to do."""
@@ -561,12 +591,10 @@ class Delivery:
     def finish(self, seconds: float, stop: Stop) -> None:
         """Flush, and look at every future until all are done or the time is over."""
         ends_at = self.clock() + seconds
-        try:
+        with contextlib.suppress(KafkaError):
             self.kproducer.flush(timeout=0)  # sends what lingers; the futures tell what became of it
-        except KafkaError:
-            pass
         self.pump()
-        while self.bandwidth_exceeds.events and (left := ends_at - self.clock()) > 0:
+        while self.waiting and not self.kafka.causes and (left := ends_at - self.clock()) > 0:
             stop.wait(min(0.05, left))
             self.pump()
         self.store()
