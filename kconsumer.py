@@ -38,15 +38,18 @@ from kafka.errors import (
 from kafka.structs import OffsetAndMetadata
 
 from kproducer import (
+    Finding,
     KafkaLog,
     OneLineParser,
     Outage,
     Stop,
     __version__,
     argument,
+    check_kafka,
     end_process,
     kafka_options,
     plain,
+    show,
     start_logging,
     tls_context,
     topic_name,
@@ -60,6 +63,7 @@ SUSPECT_SECONDS = 5.0  # the same when its log says that it isn't
 GIVE_UP_SECONDS = 15.0  # --until-empty ends after so long without success
 STOP_SECONDS = 3  # for what is going on after SIGINT or SIGTERM
 HOST_CHARACTERS = 255
+CLOCK_SECONDS = 2.0  # a clock that is further from the server's is wrong
 
 CONSUMER_OPTIONS: dict[str, Any] = {
     "client_id": "kconsumer",
@@ -123,6 +127,8 @@ create table if not exists bandwidth_exceeds (
 )""",
     "bandwidth_exceeds_host_observed_at": """
 create index if not exists bandwidth_exceeds_host_observed_at on bandwidth_exceeds (host, observed_at)""",
+    "bandwidth_exceeds_observed_at": """
+create index if not exists bandwidth_exceeds_observed_at on bandwidth_exceeds using brin (observed_at)""",
     "rejected_messages": """
 create table if not exists rejected_messages (
     topic text,
@@ -142,6 +148,41 @@ create table if not exists consumed_offsets (
     next_offset bigint not null,
     primary key (consumer_group, topic, partition)
 )""",
+    # An episode begins at a warning that none precedes within 5 s, and ends at the next one that none follows so soon.
+    # Subqueries with a limit, not joins: whatever the planner believes, each is one look into the index, and what is
+    # asked of host or started_at reaches the table. A warning stands for the usual time between two of its episode.
+    "bandwidth_episodes": """
+create view bandwidth_episodes as
+select first.host, first.observed_at as started_at, last.observed_at as ended_at, seconds_over,
+    peak_bytes_per_second, mean_bytes_per_second, bytes_over_limit, warnings
+from bandwidth_exceeds as first
+cross join lateral (
+    select observed_at from bandwidth_exceeds as here
+    where here.host = first.host and here.observed_at >= first.observed_at and coalesce((
+        select observed_at from bandwidth_exceeds as next
+        where next.host = here.host and next.observed_at > here.observed_at order by next.observed_at limit 1
+    ) > here.observed_at + interval '5 s', true)
+    order by here.observed_at limit 1
+) as last
+cross join lateral (
+    select count(*) as warnings, count(*) * seconds as seconds_over, max(bytes_per_second) as peak_bytes_per_second,
+        avg(bytes_per_second) as mean_bytes_per_second,
+        sum(bytes_per_second - limit_bytes_per_second) * seconds as bytes_over_limit
+    from bandwidth_exceeds as each, (
+        select coalesce(percentile_cont(0.5) within group (order by extract(epoch from gap)), 1) as seconds from (
+            select observed_at - lag(observed_at) over (order by observed_at) as gap from bandwidth_exceeds as each
+            where each.host = first.host and each.observed_at between first.observed_at and last.observed_at
+        ) as gaps where gap > interval '0'
+    ) as usual
+    where each.host = first.host and each.observed_at between first.observed_at and last.observed_at
+    group by seconds
+) as episode
+where coalesce((
+    select observed_at from bandwidth_exceeds as previous
+    where previous.host = first.host
+    and (previous.observed_at, previous.event_id) < (first.observed_at, first.event_id)
+    order by previous.observed_at desc, previous.event_id desc limit 1
+) < first.observed_at - interval '5 s', true)""",
 }
 MISSING = (
     "select name from unnest(%s::text[]) with ordinality as wanted (name, n) where to_regclass(name) is null order by n"
@@ -178,6 +219,21 @@ FORGET = "delete from consumed_offsets where consumer_group = %s and topic = %s 
 RENAME_REJECTED = """
 update rejected_messages set topic = topic || ' before ' || now() where topic = %s and partition = %s"""
 
+CLOCK_AND_SLOTS = """
+select extract(epoch from clock_timestamp())::float8, current_setting('max_connections')::int
+- current_setting('superuser_reserved_connections')::int - count(*)
+from pg_stat_activity where backend_type = 'client backend'"""
+MAY_CREATE = "select has_schema_privilege(current_schema(), 'CREATE')"
+SHAPES = {  # of each table: its columns, and what has to be granted on it
+    "bandwidth_exceeds": (COLUMNS, "INSERT SELECT"),
+    "rejected_messages": ('topic, partition, "offset", key, value, reason', "INSERT SELECT UPDATE"),
+    "consumed_offsets": ("consumer_group, topic, partition, next_offset", "INSERT SELECT UPDATE DELETE"),
+}
+LACKING = "select needed from unnest(%s::text[]) as needed where not has_table_privilege(%s, needed)"
+COLUMNS_LACKING = """
+select name from unnest(%s::text[]) as name where not exists (
+    select from pg_attribute where attrelid = %s::regclass and attname = name and attnum > 0 and not attisdropped)"""
+
 
 # The rows
 
@@ -194,7 +250,7 @@ def refuse_constant(name: str) -> NoReturn:
 
 
 decoder = json.JSONDecoder(parse_float=Number, parse_int=Number, parse_constant=refuse_constant)
-scan = decoder.scan_once
+scan = decoder.scan_once  # type: ignore[attr-defined]
 is_uuid = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}").fullmatch
 is_long = re.compile(r"[eE]|\d{25}").search  # a number that may be beyond a double precision
 FIELDS = ("event_id", "observed_at", "host", "interfaces", "bytes_sent_per_second", "bytes_received_per_second",
@@ -219,7 +275,7 @@ def copy_line(value: bytes, topic: str, partition: int, offset: int) -> str:
     except (TypeError, KeyError, IndexError) as error:
         raise ValueError(f"missing field {error}" if isinstance(fields, dict) else "no JSON object") from None
     if (*map(type, values),) != KINDS:
-        wrong = next(name for name, value, kind in zip(FIELDS, values, KINDS) if type(value) is not kind)
+        wrong = next(name for name, value, kind in zip(FIELDS, values, KINDS, strict=True) if type(value) is not kind)
         raise ValueError(f"{wrong} has the wrong type")
     if not is_uuid(event_id):
         raise ValueError("event_id is no UUID")
@@ -363,6 +419,17 @@ class Database:
             cursor.execute(NEXT_OFFSETS, (self.group, self.topic))
             return dict(cursor.fetchall())
 
+    def peek(self) -> dict[int, int] | None:
+        """next_offsets(), but nothing is made; None when there is no answer, or no table yet."""
+        with (
+            contextlib.suppress(psycopg2.Error),
+            contextlib.closing(psycopg2.connect(self.url, **self.options)) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(NEXT_OFFSETS, (self.group, self.topic))
+            return dict(cursor.fetchall())
+        return None
+
     def forget(self, partitions: Sequence[int]) -> None:
         """Begin partitions of a topic that was made anew at its start."""
         with self.cursor() as cursor:
@@ -393,7 +460,7 @@ class Database:
         cursor.copy_expert(statement, Progress(data, self.wait_for), size=1 << 18)
 
     def merge(self, cursor: Any, rows: Sequence[tuple[Any, str]]) -> list[tuple[Any, str]]:
-        """Add the rows that are not there yet, halving until a row that PostgreSQL refuses is alone; those, with reasons."""
+        """Add the rows that are not there yet, halving until one that PostgreSQL refuses is alone; those, with reasons."""
         self.wait_for()
         cursor.execute("savepoint part")
         try:
@@ -700,6 +767,60 @@ class Recorder:
         self.close_consumer()
 
 
+# --check
+
+
+def check_postgres(database: Database) -> Iterator[Finding]:
+    """The server, its clock and its free connections, the tables and the rights to them."""
+    try:
+        with contextlib.closing(psycopg2.connect(database.url, **database.options)) as connection:
+            connection.autocommit = True
+            info, cursor = connection.info, connection.cursor()
+            tls = info.ssl_attribute("protocol") if info.ssl_in_use else "no TLS"
+            yield True, f"PostgreSQL {info.server_version // 10000}: {info.host}:{info.port} answers, {tls}"
+            cursor.execute(CLOCK_AND_SLOTS)
+            server_seconds, free = cursor.fetchone()
+            difference = server_seconds - time.time()
+            yield (
+                abs(difference) < CLOCK_SECONDS,
+                f"clock: {abs(difference):.1f} s from the server's"
+                + ("" if abs(difference) < CLOCK_SECONDS else ": set it by NTP"),
+            )
+            yield free > 0, f"connections: {free} free" + ("" if free > 0 else ": end some, or raise max_connections")
+            cursor.execute(MISSING, (list(TABLES),))
+            missing = [name for (name,) in cursor.fetchall()]
+            cursor.execute(MAY_CREATE)
+            may_create = cursor.fetchone()[0]
+            there = [name for name in SHAPES if name not in missing]
+            if missing:
+                remedy = (
+                    "will be made"
+                    if may_create
+                    else "missing, and no right to create: let its owner run kconsumer once"
+                )
+                yield may_create, f"{', '.join(missing)}: {remedy}"
+            for name in there:
+                columns, needed = SHAPES[name]
+                cursor.execute(LACKING, (needed.split(), name))
+                lacking = [right for (right,) in cursor.fetchall()]
+                cursor.execute(COLUMNS_LACKING, (re.findall(r"\w+", columns), name))
+                absent = [column for (column,) in cursor.fetchall()]
+                wrong = f"no column {', '.join(absent)}: see the upgrade notes" if absent else ""
+                if lacking:
+                    wrong = f"no right to {', '.join(lacking)}: grant it to this user"
+                yield not wrong, f"table {name}: {wrong or 'there, as it should be'}"
+    except psycopg2.Error as error:
+        yield False, f"PostgreSQL: {first_line(error)}"
+
+
+def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[Finding]:
+    """Everything that the consumer needs."""
+    options = consumer_options(settings)
+    database = Database(*postgres_options(os.environ), settings.group, settings.topic)
+    yield from check_postgres(database)
+    yield from check_kafka(options, kafka_log, settings.topic, "READ", database.peek())
+
+
 # The command line
 
 
@@ -723,12 +844,18 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog) -> int:
-    """Record until stopped. ValueError when a setting is wrong."""
+def consumer_options(settings: argparse.Namespace) -> dict[str, Any]:
+    """What the KafkaConsumer is made with. ValueError when a setting is wrong."""
     promise = {**CONSUMER_PROMISE, "group_id": settings.group}
     options = kafka_options(KafkaConsumer, os.environ, CONSUMER_OPTIONS, promise)
     if options["request_timeout_ms"] >= options["heartbeat_interval_ms"]:
         raise ValueError("KAFKA_REQUEST_TIMEOUT_MS must be less than KAFKA_HEARTBEAT_INTERVAL_MS")
+    return options
+
+
+def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog) -> int:
+    """Record until stopped. ValueError when a setting is wrong."""
+    options = consumer_options(settings)
     context = tls_context(options)
     database = Database(*postgres_options(os.environ), settings.group, settings.topic)
 
@@ -750,7 +877,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = Stop()
     stop.on_signals(STOP_SECONDS + 1)
     try:
-        return run(settings, stop, kafka_log)
+        return show(check(settings, kafka_log)) if settings.check else run(settings, stop, kafka_log)
     except (ValueError, KafkaError) as error:
         logger.debug("traceback:", exc_info=True)
         parser.error(str(error))

@@ -28,7 +28,8 @@ from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
 
 import psutil
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import KafkaAdminClient, OffsetSpec
 from kafka.errors import KafkaError
 
 from simpleEvents import EventSystem
@@ -40,6 +41,8 @@ SEND_SECONDS = 5.0  # without an acknowledgement for so long, Kafka is said to b
 FLUSH_SECONDS = 10.0  # how long the end of an interval waits for the last acknowledgements
 STOP_SECONDS = 3.0  # the same after SIGINT or SIGTERM
 HANDSHAKE_SECONDS = 5.0  # a TLS handshake that takes longer has failed
+CHECK_SECONDS = 8  # how long --check waits for Kafka
+RENEW_DAYS = 30  # a certificate with fewer days left wants to be renewed
 RETRY_SECONDS = (1.0, 30.0)  # the first and the longest pause after Kafka refused a warning
 
 PRODUCER_OPTIONS: dict[str, Any] = {
@@ -85,8 +88,8 @@ def parse_rate(text: str) -> float:
     if not found or (found[3] and not found[2]):
         raise ValueError(f"{text!r} is no rate: write bytes a second as 1000000, 1MB/s, 80Mbit/s or 1MiB/s")
     number, prefix, binary, unit = found.groups()
-    factor = (1024 if binary else 1000) ** " KMGT".index((prefix or " ").upper())
-    return float(number) * factor / (8 if unit == "bit" else 1)
+    power = " KMGT".index((prefix or " ").upper())
+    return float(number) * float((1024 if binary else 1000) ** power) / (8 if unit == "bit" else 1)
 
 
 def format_rate(bytes_per_second: float) -> str:
@@ -140,7 +143,7 @@ def warning(sample: Sample, host: str, limit_bytes_per_second: float, event_id: 
 def kafka_options(
     client: Any, environ: Mapping[str, str], options: Mapping[str, Any], promise: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a KafkaProducer or KafkaConsumer is made with: `options`, then each KAFKA_<OPTION> with its type, then `promise`.
+    """What a Kafka client is made with: `options`, then each KAFKA_<OPTION> with its type, then `promise`.
 
     ValueError says in one line which setting is wrong and what to do.
     """
@@ -198,7 +201,7 @@ class HandshakeDeadline(ssl.SSLSocket):
 
 
 def tls_context(options: dict[str, Any]) -> ssl.SSLContext | None:
-    """Take the ssl_ options out and make the context of them; None without TLS. ValueError names a file that is wrong."""
+    """Take the ssl_ options out and make the context of them; None without TLS. ValueError names what is wrong."""
     tls = {name: options.pop(name) for name in list(options) if name.startswith("ssl_")}
     if not options["security_protocol"].endswith("SSL"):
         return None
@@ -251,7 +254,7 @@ def end_process(status: int) -> NoReturn:
 
 
 class Stop:
-    """Set by SIGINT or SIGTERM. Unlike threading.Event it may be set inside a signal handler (queue.SimpleQueue may)."""
+    """Set by SIGINT or SIGTERM. Unlike a threading.Event it may be set in a signal handler, as queue.SimpleQueue may."""
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[None] = SimpleQueue()
@@ -293,7 +296,7 @@ class Stop:
 
 
 class Outbox:
-    """The warnings that Kafka has not acknowledged yet, in a SQLite file: what is in it survives a kill and a power cut.
+    """The warnings that Kafka has not acknowledged yet, in a SQLite file: they survive a kill and a power cut.
 
     Its methods raise sqlite3.OperationalError when the disk refuses, sqlite3.DatabaseError when the file is damaged.
     """
@@ -653,7 +656,7 @@ def bandwidth_exceed_event_system(
     flush_seconds: float = FLUSH_SECONDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """One interval: a warning for each sample above the limit, registered and sent at once; then flush, and break out."""
+    """One interval: a warning for each sample above the limit, registered and sent at once; flush; break out."""
     # half a tick early, so that the tick at the interval's end belongs to it
     ends_at = clock() + settings.flush_interval - settings.interval / 2
     sampled, raised, acknowledged_before = 0, 0, delivery.acknowledged
@@ -674,6 +677,105 @@ def bandwidth_exceed_event_system(
         delivery.acknowledged - acknowledged_before,
         delivery.waiting,
     )
+
+
+# --check. kconsumer.py uses this too.
+
+Finding = tuple[bool, str]  # whether it is right, and a line that says what to do where it isn't
+
+
+def show(findings: Iterator[Finding]) -> int:
+    """Print a line for each finding as soon as it is there; the exit status."""
+    right = True
+    for ok, text in findings:
+        print("✓" if ok else "✗", text, flush=True)
+        right &= ok
+    return 0 if right else 1
+
+
+def certificate_ends(pem: str) -> list[datetime]:
+    """When each certificate of a PEM file ends: the second time of its validity (RFC 5280, section 4.1.2.5)."""
+    ends = []
+    for certificate in re.findall(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", pem, re.DOTALL):
+        times = re.findall(rb"\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z", ssl.PEM_cert_to_DER_cert(certificate))
+        short, long = (text.decode() for text in times[1])
+        # RFC 5280: a year of two digits below 50 is in this century
+        full = long or ("20" if short < "50" else "19") + short
+        ends.append(datetime.strptime(full + "+0000", "%Y%m%d%H%M%S%z"))
+    return ends
+
+
+def check_certificates(options: Mapping[str, Any], now: datetime) -> Iterator[Finding]:
+    """The days that each certificate has left."""
+    for option in ("ssl_certfile", "ssl_cafile"):
+        if path := options.get(option):
+            ends = certificate_ends(Path(path).read_text())
+            days = [(end - now).days for end in ends]
+            several = f"{len(ends)} certificates (a rotation is on), the first " if len(ends) > 1 else ""
+            renew = "" if min(days) >= RENEW_DAYS else ": get a new one"
+            yield min(days) >= 0, f"KAFKA_{option.upper()}: {several}ends in {min(days)} days{renew}"
+
+
+def check_kafka(
+    options: dict[str, Any], kafka_log: KafkaLog, topic: str, right: str, stored: Mapping[int, int] | None = None
+) -> Iterator[Finding]:
+    """The files, the broker, the topic with this user's right to it ("READ" or "WRITE").
+
+    With a group_id among the options also the group, and how far it is behind: `stored` are its next offsets.
+    """
+    yield from check_certificates(options, datetime.now(UTC))
+    context = tls_context(options)
+    servers = options["bootstrap_servers"]
+    known = {name: value for name, value in options.items() if name in KafkaAdminClient.DEFAULT_CONFIG}
+    admin = None
+    try:
+        # a TLS handshake may take 5 s more than that
+        admin = KafkaAdminClient(ssl_context=context, **known | {"bootstrap_timeout_ms": CHECK_SECONDS * 1000})
+        described = admin.describe_topics([topic])[0]
+        partitions, rights = len(described["partitions"]), described["authorized_operations"] or []
+        yield True, f"Kafka: {servers} answers, {options['security_protocol']}"
+        if not partitions:
+            yield False, f"topic {topic}: missing, or not to be seen by this user; create it and grant DESCRIBE on it"
+        elif right not in rights:
+            yield False, f"topic {topic}: {partitions} partitions, but no right to {right}: grant it to this user"
+        else:
+            yield True, f"topic {topic}: {partitions} partitions, {right} is granted"
+        if group := options.get("group_id"):
+            found = admin.describe_groups([group])[group]
+            refused = "Authorization" in str(found["error"]) or "READ" not in (found["authorized_operations"] or "READ")
+            yield not refused, f"group {group}: " + ("no right to READ: grant it" if refused else "may be joined")
+        if stored is not None and partitions:
+            latest = {TopicPartition(topic, n): OffsetSpec.LATEST for n in range(partitions)}
+            ends = admin.list_partition_offsets(latest)
+            behind = sum(max(0, end.offset - stored.get(at.partition, 0)) for at, end in ends.items())
+            yield True, f"lag: {behind} messages are not recorded yet"
+    except KafkaError as error:
+        yield False, f"Kafka: {servers}: {kafka_log.cause or plain(str(error))}"
+    finally:
+        if admin:
+            admin.close()
+
+
+def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[Finding]:
+    """Everything that the producer needs."""
+    path = settings.outbox or outbox_path(os.environ)
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not path.exists():
+        writable = os.access(parent, os.W_OK)
+        yield writable, f"outbox {path}: " + ("will be made" if writable else f"{parent} can't be written")
+    else:
+        try:
+            with contextlib.closing(
+                sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=0)
+            ) as outbox:
+                waiting = outbox.execute("select count(*) from warnings").fetchone()[0]
+            yield os.access(path, os.W_OK), f"outbox {path}: {waiting} warnings wait"
+        except sqlite3.OperationalError:
+            yield True, f"outbox {path}: in use by a producer that runs"
+        except sqlite3.DatabaseError as error:
+            yield False, f"outbox {path}: {error}; it will be set aside"
+    options = kafka_options(KafkaProducer, os.environ, PRODUCER_OPTIONS, PRODUCER_PROMISE)
+    yield from check_kafka(options, kafka_log, settings.topic, "WRITE")
 
 
 # The command line
@@ -733,7 +835,7 @@ def interface(name: str) -> str:
 def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=prog,
-        description="Send a warning to Apache Kafka for each second in which this host uses more bandwidth than its limit.",
+        description="Warn through Apache Kafka of each second in which this host uses more bandwidth than its limit.",
         epilog="Environment: KAFKA_BOOTSTRAP_SERVERS, KAFKA_SSL_CAFILE, KAFKA_SSL_CERTFILE, KAFKA_SSL_KEYFILE, and "
         "KAFKA_<OPTION> for each option of kafka-python. Exit status: 0 done; 1 failed, or warnings are left in the "
         "outbox; 2 wrong usage or settings.",
@@ -802,7 +904,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = Stop()
     stop.on_signals()
     try:
-        return run(settings, stop, kafka_log)
+        return show(check(settings, kafka_log)) if settings.check else run(settings, stop, kafka_log)
     except (ValueError, KafkaError) as error:
         logger.debug("traceback:", exc_info=True)
         parser.error(str(error))

