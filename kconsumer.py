@@ -460,7 +460,7 @@ class Database:
         cursor.copy_expert(statement, Progress(data, self.wait_for), size=1 << 18)
 
     def merge(self, cursor: Any, rows: Sequence[tuple[Any, str]]) -> list[tuple[Any, str]]:
-        """Add the rows that are not there yet, halving until one that PostgreSQL refuses is alone; those, with reasons."""
+        """Add the rows that are not there yet, halving until one that PostgreSQL refuses is alone; those, and why."""
         self.wait_for()
         cursor.execute("savepoint part")
         try:

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone, UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, NoReturn
@@ -254,7 +254,7 @@ def end_process(status: int) -> NoReturn:
 
 
 class Stop:
-    """Set by SIGINT or SIGTERM. Unlike a threading.Event it may be set in a signal handler, as queue.SimpleQueue may."""
+    """Set by SIGINT or SIGTERM. A signal handler may set this, unlike a threading.Event: queue.SimpleQueue allows it."""
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[None] = SimpleQueue()

@@ -31,7 +31,7 @@ try:
 
     from demo.servers import servers
 except ImportError as error:
-    raise SystemExit(f"demo: {error}; first run: pip install '.[demo]'") from None
+    raise SystemExit(f"demo: {error}; run in the checkout: pip install '.[demo]', then: python -m demo") from None
 except KeyboardInterrupt:
     raise SystemExit(130) from None
 
@@ -343,12 +343,14 @@ def verdict(raised: Sequence[str], rows: Sequence[str], statuses: Sequence[int])
 
 def stay(environment: dict[str, str]) -> None:
     """Say how to play on, until a signal comes."""
-    title("The servers stay up until Ctrl-C. Paste this into another terminal, then run the scripts there:")
+    title("To play on, paste this into another terminal, in this folder:")
     for name, value in environment.items():
-        print(f"export {name}={shlex.quote(value)}", flush=True)
-    with suppress(SystemExit):
-        while True:
-            signal.pause()
+        quoted = value.replace("'", r"'\''")
+        print(f"export {name}='{quoted}'")
+    print(f"\n  then: python kconsumer.py & python kproducer.py --interface {LOOPBACK} --limit 1kB/s")
+    print("  The servers stay up until Ctrl-C here.", flush=True)
+    while True:
+        signal.pause()
 
 
 def demonstrate(keep: bool, interruption: Interruption) -> int:
