@@ -254,7 +254,7 @@ def end_process(status: int) -> NoReturn:
 
 
 class Stop:
-    """Set by SIGINT or SIGTERM. A signal handler may set this, unlike a threading.Event: queue.SimpleQueue allows it."""
+    """Set by SIGINT or SIGTERM: a signal handler may use a SimpleQueue, but not a threading.Event."""
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[None] = SimpleQueue()
