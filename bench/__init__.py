@@ -1,0 +1,1 @@
+"""Benchmarks on real servers: `python -m bench`. Not installed with the scripts; needs `pip install '.[bench]'`."""
