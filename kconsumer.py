@@ -38,11 +38,13 @@ from kafka.errors import (
 from kafka.structs import OffsetAndMetadata
 
 from kproducer import (
+    Certificates,
     Finding,
     KafkaLog,
     OneLineParser,
     Outage,
     Stop,
+    Terminal,
     __version__,
     argument,
     check_kafka,
@@ -51,7 +53,6 @@ from kproducer import (
     plain,
     show,
     start_logging,
-    tls_context,
     topic_name,
 )
 
@@ -61,6 +62,7 @@ RETRY_SECONDS = (1.0, 4.0, 30.0)  # pauses: the first, the longest when nothing 
 IDLE_SECONDS = 15.0  # without a message for so long, Kafka is asked whether it is there
 SUSPECT_SECONDS = 5.0  # the same when its log says that it isn't
 GIVE_UP_SECONDS = 15.0  # --until-empty ends after so long without success
+LOG_SECONDS, QUIET_SECONDS = 60.0, 600.0  # between two lines of the log: with something recorded, without
 STOP_SECONDS = 3  # for what is going on after SIGINT or SIGTERM
 HOST_CHARACTERS = 255
 CLOCK_SECONDS = 2.0  # a clock that is further from the server's is wrong
@@ -148,6 +150,12 @@ create table if not exists consumed_offsets (
     next_offset bigint not null,
     primary key (consumer_group, topic, partition)
 )""",
+    "heartbeats": """
+create table if not exists heartbeats (
+    host text primary key,
+    heartbeat_at timestamptz not null,
+    recorded_at timestamptz not null default now()
+)""",
     # An episode begins at a warning that none precedes within 5 s, and ends at the next one that none follows so soon.
     # Subqueries with a limit, not joins: whatever the planner believes, each is one look into the index, and what is
     # asked of host or started_at reaches the table. A warning stands for the usual time between two of its episode.
@@ -209,6 +217,9 @@ COPY_TEMPORARY = f"copy batch ({COLUMNS}) from stdin"
 MERGE = f"insert into bandwidth_exceeds ({COLUMNS}) select {COLUMNS} from batch on conflict do nothing; truncate batch"
 REJECT = """
 insert into rejected_messages (topic, partition, "offset", key, value, reason) values %s on conflict do nothing"""
+BEATEN = """
+insert into heartbeats (host, heartbeat_at) values %s on conflict (host) do update
+set heartbeat_at = excluded.heartbeat_at, recorded_at = default where heartbeats.heartbeat_at < excluded.heartbeat_at"""
 CONSUMED = """
 insert into consumed_offsets (consumer_group, topic, partition, next_offset) values %s
 on conflict (consumer_group, topic, partition)
@@ -228,6 +239,7 @@ SHAPES = {  # of each table: its columns, and what has to be granted on it
     "bandwidth_exceeds": (COLUMNS, "INSERT SELECT"),
     "rejected_messages": ('topic, partition, "offset", key, value, reason', "INSERT SELECT UPDATE"),
     "consumed_offsets": ("consumer_group, topic, partition, next_offset", "INSERT SELECT UPDATE DELETE"),
+    "heartbeats": ("host, heartbeat_at, recorded_at", "INSERT SELECT UPDATE"),
 }
 LACKING = "select needed from unnest(%s::text[]) as needed where not has_table_privilege(%s, needed)"
 COLUMNS_LACKING = """
@@ -315,12 +327,23 @@ def extra_fields(text: str) -> str:
     return dumped
 
 
+def heartbeat(value: bytes | None) -> dict[str, str]:
+    """{host: heartbeat_at} of a heartbeat; {} when the message is none."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        fields = json.loads(value or b"")
+        host, at = fields["host"], fields["heartbeat_at"]
+        if len(fields) == 2 and 1 <= len(host) <= HOST_CHARACTERS and "\0" not in host and host.encode():
+            return {host: at} if datetime.fromisoformat(at).tzinfo else {}
+    return {}
+
+
 @dataclass
 class Batch:
     """What one poll returned, parsed."""
 
     rows: list[tuple[Any, str]] = field(default_factory=list)  # record and its line for COPY
     rejected: list[tuple[Any, str]] = field(default_factory=list)  # record and the reason
+    heartbeats: dict[str, str] = field(default_factory=dict)  # host and time
     next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
 
 
@@ -334,7 +357,10 @@ def parse(polled: Mapping[TopicPartition, Iterable[Any]]) -> Batch:
                     raise ValueError("a tombstone: a message without a value")
                 batch.rows.append((record, copy_line(record.value, topic, partition, record.offset)))
             except (ValueError, RecursionError) as error:
-                batch.rejected.append((record, str(error)))
+                if beat := heartbeat(record.value):
+                    batch.heartbeats.update(beat)
+                else:
+                    batch.rejected.append((record, str(error)))
         batch.next_offsets[TopicPartition(topic, partition)] = record.offset + 1
     return batch
 
@@ -450,6 +476,8 @@ class Database:
             if rejected:
                 values = [(r.topic, r.partition, r.offset, r.key, r.value, reason) for r, reason in rejected]
                 psycopg2.extras.execute_values(cursor, REJECT, values)
+            if batch.heartbeats:
+                psycopg2.extras.execute_values(cursor, BEATEN, sorted(batch.heartbeats.items()))
             self.wait_for()
             offsets = [(self.group, *partition, offset) for partition, offset in batch.next_offsets.items()]
             psycopg2.extras.execute_values(cursor, CONSUMED + "; commit", offsets, page_size=len(offsets))
@@ -545,10 +573,13 @@ class Recorder:
         topic: str,
         until_empty: bool,
         stop: Stop,
+        renew: Callable[[], None] = lambda: None,
+        show: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.make_consumer, self.database, self.kafka_log = make_consumer, database, kafka_log
         self.topic, self.until_empty, self.stop, self.clock = topic, until_empty, stop, clock
+        self.renew, self.show = renew, show
         self.kafka, self.postgres = Outage("Kafka", logger), Outage("PostgreSQL", logger)
         self.consumer: Any = None
         self.assignment = Assignment()
@@ -559,10 +590,12 @@ class Recorder:
         self.then: Callable[[Any], None]  # what to do with its result
         self.batches: deque[Batch] = deque()  # read and not recorded, at most two; the first may be on its way
         self.pause_seconds, self.retry_at = RETRY_SECONDS[0], 0.0
-        self.heard_at = self.reported_at = self.answered_at = clock()  # by Kafka; to the log; by PostgreSQL
+        self.heard_at = self.answered_at = clock()  # from Kafka; by PostgreSQL
+        self.shown_at = self.logged_at = clock()
         self.ends: dict[TopicPartition, int] | None = None  # where the topic ended at the start
         self.finished = False
-        self.recorded = self.reported = 0
+        self.recorded = self.shown = self.logged = 0
+        self.next_offsets: dict[TopicPartition, int] = {}  # of what is recorded
 
     def run(self) -> int:
         """Until `stop`, or, with until_empty, until what was there at the start is recorded. The exit status."""
@@ -720,11 +753,13 @@ class Recorder:
         """A batch is recorded: now its offsets may go to Kafka."""
         if self.batches and self.batches[0] is batch:
             self.batches.popleft()
-        self.recorded += len(batch.rows) + len(batch.rejected) - rejected
+        recorded = len(batch.rows) + len(batch.rejected) - rejected
+        self.recorded += recorded
+        self.next_offsets |= batch.next_offsets
         if rejected:
             reason = f", the first: {batch.rejected[0][1]}" if batch.rejected else ""
             logger.warning("%d messages went to rejected_messages%s", rejected, reason)
-        logger.debug("recorded %d, rejected %d", len(batch.rows) + len(batch.rejected) - rejected, rejected)
+        logger.debug("recorded %d, rejected %d", recorded, rejected)
         mine = self.consumer.assignment() if self.consumer else ()
         offsets = {at: OffsetAndMetadata(n, "", -1) for at, n in batch.next_offsets.items() if at in mine}
         if offsets:
@@ -740,12 +775,24 @@ class Recorder:
             if self.sought:
                 self.kafka.end()
 
-    def report(self, final: bool = False) -> None:
-        """Once a minute, and at the end, how many warnings were recorded."""
+    def report(self) -> None:
+        """What was recorded: to a terminal each second, to the log each minute, or seldom when it is nothing."""
         now = self.clock()
-        if (now - self.reported_at >= 60 and self.recorded > self.reported) or final:
-            logger.info("%d warnings recorded since the start", self.recorded)
-            self.reported_at, self.reported = now, self.recorded
+        if now - self.shown_at >= 1:
+            speed, behind = (self.recorded - self.shown) / (now - self.shown_at), self.behind()
+            left = f", {behind:,} to go, {behind / speed:,.0f} s left" if behind and speed else ""
+            self.show(f"{self.recorded:,} recorded, {speed:,.0f} a second{left}")
+            self.shown_at, self.shown = now, self.recorded
+        if now - self.logged_at >= (LOG_SECONDS if self.recorded > self.logged else QUIET_SECONDS):
+            logger.info("%d recorded in the last %.0f s, %d to go", self.recorded - self.logged, now - self.logged_at,
+                        self.behind())  # fmt: skip
+            self.logged_at, self.logged = now, self.recorded
+            self.renew()
+
+    def behind(self) -> int:
+        """How many messages of this consumer's partitions are in Kafka and not recorded."""
+        mine = self.consumer.assignment() if self.consumer else set()
+        return sum(max(0, (self.consumer.highwater(at) or 0) - n) for at, n in self.next_offsets.items() if at in mine)
 
     def close_consumer(self) -> None:
         """Leave the group, or at least this connection."""
@@ -763,7 +810,8 @@ class Recorder:
                 wait([self.job], timeout=0.5)
             if self.consumer and self.job.done():
                 self.finish_job()
-        self.report(final=True)
+        self.show("")
+        logger.info("stopped: %d recorded since the start", self.recorded)
         self.close_consumer()
 
 
@@ -853,16 +901,26 @@ def consumer_options(settings: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog) -> int:
+def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal: Terminal) -> int:
     """Record until stopped. ValueError when a setting is wrong."""
     options = consumer_options(settings)
-    context = tls_context(options)
+    certificates = Certificates(options)
+    certificates.renew()
     database = Database(*postgres_options(os.environ), settings.group, settings.topic)
 
     def make_consumer() -> Any:
-        return KafkaConsumer(ssl_context=context, **options)
+        return KafkaConsumer(ssl_context=certificates.context, **options)
 
-    recorder = Recorder(make_consumer, database, kafka_log, settings.topic, settings.until_empty, stop)
+    recorder = Recorder(
+        make_consumer,
+        database,
+        kafka_log,
+        settings.topic,
+        settings.until_empty,
+        stop,
+        certificates.renew,
+        terminal.show,
+    )
     logger.info("started: topic %s, group %s", settings.topic, settings.group)
     try:
         return recorder.run()
@@ -873,11 +931,11 @@ def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser("kconsumer")
     settings = parser.parse_args(argv)
-    kafka_log = start_logging(settings.verbose)
+    kafka_log, terminal = start_logging(settings.verbose)
     stop = Stop()
     stop.on_signals(STOP_SECONDS + 1)
     try:
-        return show(check(settings, kafka_log)) if settings.check else run(settings, stop, kafka_log)
+        return show(check(settings, kafka_log)) if settings.check else run(settings, stop, kafka_log, terminal)
     except (ValueError, KafkaError) as error:
         logger.debug("traceback:", exc_info=True)
         parser.error(str(error))

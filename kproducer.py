@@ -13,6 +13,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import sqlite3
@@ -200,39 +201,96 @@ class HandshakeDeadline(ssl.SSLSocket):
         self.settimeout(0.0)
 
 
-def tls_context(options: dict[str, Any]) -> ssl.SSLContext | None:
-    """Take the ssl_ options out and make the context of them; None without TLS. ValueError names what is wrong."""
-    tls = {name: options.pop(name) for name in list(options) if name.startswith("ssl_")}
-    if not options["security_protocol"].endswith("SSL"):
-        return None
-    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile"):
+class Certificates:
+    """The TLS context that KAFKA_SSL_... describes, kept up to date with the files.
+
+    ValueError names what is wrong. `context` is None where the security protocol is without TLS.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        """Takes the ssl_ options out of `options`: kafka-python gets the context instead."""
+        self.tls = {name: options.pop(name) for name in list(options) if name.startswith("ssl_")}
+        self.files = {
+            n: Path(self.tls[n])
+            for n in ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
+            if self.tls.get(n)
+        }
+        for name, path in self.files.items():
+            try:
+                path.read_bytes()
+            except OSError as error:
+                raise ValueError(f"KAFKA_{name.upper()}: can't read {path}: {error.strerror}") from error
+        self.context = None
+        if options["security_protocol"].endswith("SSL"):
+            self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            self.context.sslsocket_class = HandshakeDeadline
+            self.load(self.context)
+        self.loaded = self.changed()
+        self.told_at = -math.inf
+
+    def load(self, context: ssl.SSLContext) -> None:
+        """Bring files and settings into a context."""
+        tls = self.tls
+        wrong = "KAFKA_SSL_CAFILE holds no certificate in PEM format"
         try:
-            with open(tls.get(name) or os.devnull, "rb"):
-                pass
-        except OSError as error:
-            raise ValueError(f"KAFKA_{name.upper()}: can't read {tls[name]}: {error.strerror}") from error
-    wrong = "KAFKA_SSL_CAFILE holds no certificate in PEM format"
-    try:
-        context = ssl.create_default_context(cafile=tls.get("ssl_cafile") or None)
-        context.check_hostname = tls.get("ssl_check_hostname", True)
-        if tls.get("ssl_crlfile"):
-            wrong = "KAFKA_SSL_CRLFILE holds no revocation list in PEM format"
-            context.load_verify_locations(tls["ssl_crlfile"])
-            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-        if tls.get("ssl_ciphers"):
-            wrong = "KAFKA_SSL_CIPHERS names no cipher that OpenSSL has"
-            context.set_ciphers(tls["ssl_ciphers"])
-        if tls.get("ssl_certfile"):
-            wrong = "KAFKA_SSL_CERTFILE and KAFKA_SSL_KEYFILE (or its KAFKA_SSL_PASSWORD) don't fit"
-            context.load_cert_chain(
-                tls["ssl_certfile"], tls.get("ssl_keyfile") or None, tls.get("ssl_password") or (lambda: "")
-            )
-        elif tls.get("ssl_keyfile"):
-            raise ValueError("KAFKA_SSL_CERTFILE is not set, but KAFKA_SSL_KEYFILE is: a client certificate needs both")
-    except ssl.SSLError as error:
-        raise ValueError(f"{wrong}: {error.reason or 'wrong password, or not in PEM format'}") from error
-    context.sslsocket_class = HandshakeDeadline
-    return context
+            if tls.get("ssl_cafile"):
+                context.load_verify_locations(tls["ssl_cafile"])
+            else:
+                context.load_default_certs()
+            context.check_hostname = tls.get("ssl_check_hostname", True)
+            if tls.get("ssl_crlfile"):
+                wrong = "KAFKA_SSL_CRLFILE holds no revocation list in PEM format"
+                context.load_verify_locations(tls["ssl_crlfile"])
+                context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+            if tls.get("ssl_ciphers"):
+                wrong = "KAFKA_SSL_CIPHERS names no cipher that OpenSSL has"
+                context.set_ciphers(tls["ssl_ciphers"])
+            if tls.get("ssl_certfile"):
+                wrong = "KAFKA_SSL_CERTFILE and KAFKA_SSL_KEYFILE (or its KAFKA_SSL_PASSWORD) don't fit"
+                password = tls.get("ssl_password") or ""  # without one, OpenSSL would ask on the terminal
+                context.load_cert_chain(tls["ssl_certfile"], tls.get("ssl_keyfile") or None, password)
+            elif tls.get("ssl_keyfile"):
+                raise ValueError("KAFKA_SSL_CERTFILE is not set, but KAFKA_SSL_KEYFILE is: a client needs both")
+        except ssl.SSLError as error:
+            raise ValueError(f"{wrong}: {error.reason or 'wrong password, or not in PEM format'}") from error
+
+    def changed(self) -> list[int]:
+        """When each file was changed."""
+        return [path.stat().st_mtime_ns for path in self.files.values()]
+
+    def days_left(self, now: datetime) -> Iterator[tuple[str, int, int]]:
+        """Of each file with certificates: its setting, how many, and the days that the first to end has left."""
+        for name in ("ssl_certfile", "ssl_cafile"):
+            if name in self.files and (ends := certificate_ends(self.files[name].read_text())):
+                yield f"KAFKA_{name.upper()}", len(ends), (min(ends) - now).days
+
+    def renew(self) -> None:
+        """Use files that were changed for the next connections; say once a day that a certificate ends soon."""
+        try:
+            if self.context and (changed := self.changed()) != self.loaded:
+                self.load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # half written files must not spoil the one in use
+                self.load(self.context)
+                self.loaded = changed
+                logger.info("the certificates on disk were renewed: new connections use them")
+            if time.monotonic() - self.told_at > 86400:
+                self.told_at = time.monotonic()
+                for name, _, days in self.days_left(datetime.now(UTC)):
+                    if days < RENEW_DAYS:
+                        logger.warning("%s ends in %d days: get a new one", name, days)
+        except (OSError, ValueError) as error:
+            logger.warning("the certificates on disk can't be used, the old ones are: %s", error)
+
+
+def certificate_ends(pem: str) -> list[datetime]:
+    """When each certificate of a PEM file ends: the second time of its validity (RFC 5280, section 4.1.2.5)."""
+    ends = []
+    for certificate in re.findall(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", pem, re.DOTALL):
+        times = re.findall(rb"\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z", ssl.PEM_cert_to_DER_cert(certificate))
+        short, long = (text.decode() for text in times[1])
+        # RFC 5280: a year of two digits below 50 is in this century
+        full = long or ("20" if short < "50" else "19") + short
+        ends.append(datetime.strptime(full + "+0000", "%Y%m%d%H%M%S%z"))
+    return ends
 
 
 def outbox_path(environ: Mapping[str, str]) -> Path:
@@ -290,6 +348,31 @@ class Stop:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, handle)
+
+
+class Terminal(logging.StreamHandler[Any]):
+    """The log on standard error and, where that is a terminal, one line below it that is kept up to date."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.interactive = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.line = ""
+
+    def show(self, line: str, alert: bool = False) -> None:
+        """Show this line instead; an alert is red, unless NO_COLOR is set. Nothing where there is no terminal."""
+        if self.interactive:
+            line = line[: shutil.get_terminal_size().columns - 1]
+            with self.lock or contextlib.nullcontext():
+                self.line = f"\x1b[31m{line}\x1b[0m" if alert and not os.environ.get("NO_COLOR") else line
+                self.stream.write(f"\r\x1b[K{self.line}")
+                self.stream.flush()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.line:
+            self.stream.write("\r\x1b[K")
+        super().emit(record)
+        self.stream.write(self.line)
+        self.flush()
 
 
 # The outbox
@@ -481,6 +564,8 @@ class Delivery:
         self.pause_seconds = RETRY_SECONDS[0]
         self.resume_at = self.alive_at = clock()
         self.topic_known = False
+        self.heartbeat: Any = None  # the future of the last one
+        self.heartbeat_at = -math.inf  # when the next one is due
 
     def pump(self, *raised: tuple[bytes, bytes]) -> None:
         """One round: look at each future, store what was raised, send what the window takes, say what is wrong."""
@@ -591,6 +676,13 @@ class Delivery:
         self.pump()
         return 0.05 if self.waiting > len(self.bandwidth_exceeds.events) else math.inf
 
+    def beat(self, key: bytes, value: bytes, seconds: float) -> None:
+        """Send a heartbeat now or never: a late one says nothing. The next is due in `seconds`."""
+        self.heartbeat_at = self.clock() + seconds
+        if not self.heartbeat or self.heartbeat.is_done:
+            with contextlib.suppress(KafkaError):
+                self.heartbeat = self.kproducer.send(self.topic, value=value, key=key)
+
     def finish(self, seconds: float, stop: Stop) -> None:
         """Flush, and look at every future until all are done or the time is over."""
         ends_at = self.clock() + seconds
@@ -654,24 +746,33 @@ def bandwidth_exceed_event_system(
     settings: argparse.Namespace,
     stop: Stop,
     flush_seconds: float = FLUSH_SECONDS,
+    show: Callable[[str, bool], None] = lambda line, alert: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """One interval: a warning for each sample above the limit, registered and sent at once; flush; break out."""
     # half a tick early, so that the tick at the interval's end belongs to it
     ends_at = clock() + settings.flush_interval - settings.interval / 2
     sampled, raised, acknowledged_before = 0, 0, delivery.acknowledged
+    key, limit = settings.host.encode(), format_rate(settings.limit)
     for sample in measured:
         sampled += 1
-        if sample.bytes_sent_per_second + sample.bytes_received_per_second > settings.limit:
+        bytes_per_second = sample.bytes_sent_per_second + sample.bytes_received_per_second
+        exceeded = bytes_per_second > settings.limit
+        if exceeded:
             raised += 1
             event = warning(sample, settings.host, settings.limit, uuid7(time.time(), secrets.randbits(74)))
-            delivery.pump((settings.host.encode(), json.dumps(event, ensure_ascii=False).encode()))
+            delivery.pump((key, json.dumps(event, ensure_ascii=False).encode()))
             logger.warning("%s (%s)", event["message"], event["event_id"])
+        if settings.heartbeat and clock() >= delivery.heartbeat_at:
+            beat = {"host": settings.host, "heartbeat_at": sample.observed_at.isoformat(timespec="microseconds")}
+            delivery.beat(key, json.dumps(beat, ensure_ascii=False).encode(), settings.heartbeat)
+        state = f"{raised} warnings raised, {delivery.waiting} waiting"
+        show(f"{format_rate(bytes_per_second)} of {limit}, {state}", exceeded)
         if clock() >= ends_at:
             break
     delivery.finish(STOP_SECONDS if stop.is_set() else flush_seconds, stop)
     logger.info(
-        "interval over: %d seconds sampled, %d warnings raised, %d acknowledged, %d left",
+        "interval over: %d samples, %d warnings raised, %d acknowledged, %d left",
         sampled,
         raised,
         delivery.acknowledged - acknowledged_before,
@@ -693,29 +794,6 @@ def show(findings: Iterator[Finding]) -> int:
     return 0 if right else 1
 
 
-def certificate_ends(pem: str) -> list[datetime]:
-    """When each certificate of a PEM file ends: the second time of its validity (RFC 5280, section 4.1.2.5)."""
-    ends = []
-    for certificate in re.findall(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", pem, re.DOTALL):
-        times = re.findall(rb"\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z", ssl.PEM_cert_to_DER_cert(certificate))
-        short, long = (text.decode() for text in times[1])
-        # RFC 5280: a year of two digits below 50 is in this century
-        full = long or ("20" if short < "50" else "19") + short
-        ends.append(datetime.strptime(full + "+0000", "%Y%m%d%H%M%S%z"))
-    return ends
-
-
-def check_certificates(options: Mapping[str, Any], now: datetime) -> Iterator[Finding]:
-    """The days that each certificate has left."""
-    for option in ("ssl_certfile", "ssl_cafile"):
-        if path := options.get(option):
-            ends = certificate_ends(Path(path).read_text())
-            days = [(end - now).days for end in ends]
-            several = f"{len(ends)} certificates (a rotation is on), the first " if len(ends) > 1 else ""
-            renew = "" if min(days) >= RENEW_DAYS else ": get a new one"
-            yield min(days) >= 0, f"KAFKA_{option.upper()}: {several}ends in {min(days)} days{renew}"
-
-
 def check_kafka(
     options: dict[str, Any], kafka_log: KafkaLog, topic: str, right: str, stored: Mapping[int, int] | None = None
 ) -> Iterator[Finding]:
@@ -723,14 +801,18 @@ def check_kafka(
 
     With a group_id among the options also the group, and how far it is behind: `stored` are its next offsets.
     """
-    yield from check_certificates(options, datetime.now(UTC))
-    context = tls_context(options)
+    certificates = Certificates(options)
+    for name, count, days in certificates.days_left(datetime.now(UTC)):
+        several = f"{count} certificates (a rotation is on), the first " if count > 1 else ""
+        yield days >= 0, f"{name}: {several}ends in {days} days" + (": get a new one" if days < RENEW_DAYS else "")
     servers = options["bootstrap_servers"]
     known = {name: value for name, value in options.items() if name in KafkaAdminClient.DEFAULT_CONFIG}
     admin = None
     try:
         # a TLS handshake may take 5 s more than that
-        admin = KafkaAdminClient(ssl_context=context, **known | {"bootstrap_timeout_ms": CHECK_SECONDS * 1000})
+        admin = KafkaAdminClient(
+            ssl_context=certificates.context, **known | {"bootstrap_timeout_ms": CHECK_SECONDS * 1000}
+        )
         described = admin.describe_topics([topic])[0]
         partitions, rights = len(described["partitions"]), described["authorized_operations"] or []
         yield True, f"Kafka: {servers} answers, {options['security_protocol']}"
@@ -856,6 +938,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     add("--outbox", type=Path, metavar="FILE",
         help="where warnings wait for Kafka (default: outbox.sqlite in $STATE_DIRECTORY, else in eventKafkaPostgres "
         "under $XDG_STATE_HOME or ~/.local/state)")  # fmt: skip
+    add("--heartbeat", type=argument(seconds), metavar="SECONDS",
+        help="also say in the table heartbeats, so often, that this host is watched (default: never)")  # fmt: skip
     add("--forever", action="store_true", help="start the next interval instead of ending")
     add("--check", action="store_true", help="try everything that is needed, change nothing, and say what to do")
     add("-v", "--verbose", action="store_true", help="log more, and tracebacks")
@@ -863,24 +947,25 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def start_logging(verbose: bool) -> KafkaLog:
+def start_logging(verbose: bool) -> tuple[KafkaLog, Terminal]:
     """Log to standard error; kafka-python's own lines only with --verbose."""
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(message)s", level=logging.DEBUG if verbose else logging.INFO
-    )
+    terminal = Terminal()
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=level, handlers=[terminal])
     kafka_log, kafka_logger = KafkaLog(), logging.getLogger("kafka")
     kafka_logger.addHandler(kafka_log)
     kafka_logger.propagate = verbose
     kafka_logger.setLevel(logging.INFO if verbose else logging.WARNING)
-    return kafka_log
+    return kafka_log, terminal
 
 
-def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog) -> int:
+def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal: Terminal) -> int:
     """Sample, warn and send until the interval is over, or for ever. ValueError when a setting is wrong."""
     options = kafka_options(KafkaProducer, os.environ, PRODUCER_OPTIONS, PRODUCER_PROMISE)
-    context = tls_context(options)
+    certificates = Certificates(options)
+    certificates.renew()
     outbox = open_outbox(settings.outbox or outbox_path(os.environ))
-    kproducer = KafkaProducer(ssl_context=context, **options)
+    kproducer = KafkaProducer(ssl_context=certificates.context, **options)
     bandwidth_exceeds: EventSystem[Sent] = EventSystem()
     delivery = Delivery(kproducer, settings.topic, outbox, bandwidth_exceeds, kafka_log)
     logger.info("started: limit %s, topic %s, %d warnings wait in %s",
@@ -889,9 +974,11 @@ def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog) -> int:
     while True:
         # with --forever the flush may take what is left of this second, not the next sample's time
         flush_seconds = settings.interval / 2 if settings.forever else FLUSH_SECONDS
-        bandwidth_exceed_event_system(delivery, measured, settings, stop, flush_seconds)
+        bandwidth_exceed_event_system(delivery, measured, settings, stop, flush_seconds, terminal.show)
+        certificates.renew()
         if stop.is_set() or not settings.forever:
             break
+    terminal.show("")
     if not bandwidth_exceeds.events:
         kproducer.close(timeout=1)
     return 1 if delivery.waiting or delivery.lost or not delivery.topic_known else 0
@@ -900,11 +987,11 @@ def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser("kproducer")
     settings = parser.parse_args(argv)
-    kafka_log = start_logging(settings.verbose)
+    kafka_log, terminal = start_logging(settings.verbose)
     stop = Stop()
     stop.on_signals()
     try:
-        return show(check(settings, kafka_log)) if settings.check else run(settings, stop, kafka_log)
+        return show(check(settings, kafka_log)) if settings.check else run(settings, stop, kafka_log, terminal)
     except (ValueError, KafkaError) as error:
         logger.debug("traceback:", exc_info=True)
         parser.error(str(error))
