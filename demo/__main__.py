@@ -17,12 +17,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from datetime import datetime
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from socket import create_connection, create_server
-from typing import Any, Self
+from socket import MSG_WAITALL, create_connection, create_server
+from typing import Any
 
 try:
     import psutil
@@ -47,9 +46,15 @@ EVENT_IDS = "select event_id::text from bandwidth_exceeds"
 LAST_ROWS = """
 with last as (select * from bandwidth_exceeds order by observed_at desc limit 6)
 select event_id::text, to_char(observed_at, 'HH24:MI:SS.MS') as observed_at,
-    to_char(bytes_per_second / 1e6, 'FM990.0 "MB/s"') as bandwidth, partition || '/' || "offset" as offset,
+    to_char(bytes_per_second / 1e6, 'FM9990.0 "MB/s"') as bandwidth, partition || '/' || "offset" as offset,
     round(1000 * extract(epoch from recorded_at - observed_at)) || ' ms' as delay
 from last order by last.observed_at"""
+EPISODES = """
+select host, to_char(started_at, 'HH24:MI:SS') as started_at, to_char(ended_at, 'HH24:MI:SS') as ended_at,
+    round(seconds_over) || ' s' as over, to_char(peak_bytes_per_second / 1e6, 'FM9990.0 "MB/s"') as peak,
+    to_char(mean_bytes_per_second / 1e6, 'FM9990.0 "MB/s"') as mean,
+    to_char(bytes_over_limit / 1e6, 'FM9990.0 "MB"') as over_limit
+from bandwidth_episodes order by bandwidth_episodes.started_at"""
 
 TTY = sys.stdout.isatty()
 COLOUR = TTY and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -62,7 +67,7 @@ BOLD, DIM, RED, GREEN = "1", "2", "31", "32"
 
 def paint(style: str, text: str) -> str:
     """The text in a style, where there are styles."""
-    return f"\033[{style}m{text}\033[0m" if COLOUR and text.strip() else text
+    return f"\033[{style}m{text}\033[0m" if COLOUR and style and text.strip() else text
 
 
 def wrap(text: str) -> list[str]:
@@ -72,29 +77,22 @@ def wrap(text: str) -> list[str]:
 
 def say(text: str, style: str = "") -> None:
     for line in wrap(text):
-        print(f"  {paint(style, line) if style else line}", flush=True)
+        print(f"  {paint(style, line)}", flush=True)
 
 
 def title(text: str) -> None:
     print(f"\n{paint(BOLD, text)}\n", flush=True)
 
 
-def show_table(lines: Sequence[Sequence[str]]) -> None:
-    """The first line are headings; the first column stands to the left, the others to the right."""
+def show_table(heading: str, cursor: Any, query: str) -> None:
+    """What a query finds: the first column stands to the left, the others to the right."""
+    title(heading)
+    cursor.execute(query)
+    lines = [[column.name for column in cursor.description], *cursor.fetchall()]
     first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
     for line in lines:
         cells = [line[0].ljust(first), *(cell.rjust(width) for cell, width in zip(line[1:], others, strict=True))]
-        text = "  ".join(cells)
-        print(f"  {paint(DIM, text) if line is lines[0] else text}", flush=True)
-
-
-def cell(name: str, value: Any) -> str:
-    """A value of a column with this name, for people."""
-    if isinstance(value, datetime):
-        return f"{value:%H:%M:%S}"
-    if "bytes" in name:
-        return f"{value / 1e6:.1f} MB{'/s' if 'per_second' in name else ''}"
-    return f"{value:.0f}" if isinstance(value, float) else str(value)
+        print("  " + paint(DIM if line is lines[0] else "", "  ".join(cells)), flush=True)
 
 
 @contextmanager
@@ -173,76 +171,58 @@ def temporary_directory(interruption: Interruption) -> Iterator[Path]:
 class Script:
     """One of the two scripts as a process, and what it logs."""
 
-    def __init__(self, environment: dict[str, str], name: str, *arguments: str) -> None:
+    def __init__(self, directory: Path, environment: dict[str, str], name: str, *arguments: str) -> None:
         say(f"$ python {shlex.join([name, *arguments])}")
-        self.name = name
-        self.process = subprocess.Popen(
-            [sys.executable, str(CHECKOUT / name), *arguments],
-            env=os.environ | environment,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # Ctrl-C is for us
-        )
-        self.log: list[str] = []
-        self.seen = 0
-        self.reader = threading.Thread(target=self.read, daemon=True)
-        self.reader.start()
+        self.name, self.log, self.seen = name, directory / f"{name}.log", 0
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(CHECKOUT / name), *arguments],
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us
+            )
 
-    def read(self) -> None:
-        assert self.process.stderr
-        self.log.extend(line.rstrip() for line in self.process.stderr)
+    def lines(self) -> list[str]:
+        return self.log.read_text(errors="replace").split("\n")[:-1]
 
     def raised(self) -> list[str]:
         """The event_id of each warning that was logged."""
-        return [found[1] for line in self.log if (found := WARNING.search(line))]
+        return [found[1] for line in self.lines() if (found := WARNING.search(line))]
 
     def say_news(self) -> None:
         """Whatever else it logged meanwhile that a person should see."""
-        for line in self.log[self.seen :]:
+        for line in self.lines()[self.seen :]:
             self.seen += 1
             if not WARNING.search(line) and " INFO " not in line:
-                say(f"{self.name}: {line}")
+                say(f"{self.name}: {line}", RED)
 
     def end(self) -> int:
-        """Wait for the end, and give the status."""
+        """Wait for the end, say its last words, and give the status."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(WAIT_SECONDS)
         self.process.kill()
         status = self.process.wait()
-        self.reader.join()
         self.say_news()
-        last_words = self.log[-1].rpartition(" INFO ")[2] if self.log else "it said nothing"
+        last_words = (self.lines() or ["nothing was logged"])[-1].rpartition(" INFO ")[2]
         say(f"{self.name} ended with status {status}: {last_words}")
         return status
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 def make_traffic(stop: threading.Event) -> None:
     """Bytes over TCP on 127.0.0.1 at the rates of TRAFFIC; loopback counts each as sent and as received."""
     with create_server(("127.0.0.1", 0)) as server, create_connection(server.getsockname()) as sender:
         receiver, _ = server.accept()
+        began, carried, due = time.monotonic(), 0.0, 0.0
         with receiver:
-            began = time.monotonic()
             for second, rate in enumerate(TRAFFIC):
-                carried = 0
                 while (elapsed := time.monotonic() - began - second) < 1:
-                    if 2 * carried >= rate * 1e6 * elapsed:
-                        if stop.wait(0.005):
-                            return
-                        continue
-                    sender.sendall(bytes(CHUNK))
-                    carried += CHUNK
-                    left = CHUNK
-                    while left:
-                        left -= len(receiver.recv(left))
+                    if carried < due + rate * 1e6 * elapsed:
+                        sender.sendall(bytes(CHUNK))
+                        carried += 2 * len(receiver.recv(CHUNK, MSG_WAITALL))
+                    elif stop.wait(0.005):
+                        return
+                due += rate * 1e6
 
 
 def carried_bytes() -> int:
@@ -286,55 +266,42 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def run_scripts(environment: dict[str, str], outbox: Path, cursor: Any) -> tuple[list[str], list[int]]:
-    """Both scripts from start to end: the event_id of each warning that was raised, and the statuses."""
+def run_scripts(stack: ExitStack, directory: Path, environment: dict[str, str], cursor: Any) -> int:
+    """Both scripts from start to end, and the status of the verdict; whatever happens, they end with the stack."""
     title("The two scripts, as anybody starts them")
     options = ["--interface", LOOPBACK, "--limit", f"{LIMIT}MB/s", "--flush-interval", str(len(TRAFFIC) + 1)]
-    options += ["--host", "demo", "--outbox", str(outbox)]
-    with (
-        Script(environment, "kconsumer.py") as kconsumer,
-        Script(environment, "kproducer.py", *options) as kproducer,
-    ):
-        wait_until(lambda: bool(kproducer.log or kproducer.process.poll()))
-        title("Bursts of traffic on loopback: each second above the limit is a warning")
-        stop = threading.Event()
-        traffic = threading.Thread(target=make_traffic, args=(stop,))
-        traffic.start()
-        try:
-            watch(kproducer, kconsumer, cursor)
-        finally:
-            stop.set()
-            traffic.join()
-        print()
-        status = kproducer.end()
-        wait_until(lambda: set(kproducer.raised()) <= set(recorded(cursor)))
-        kconsumer.process.terminate()
-        return kproducer.raised(), [status, kconsumer.end()]
+    options += ["--host", "demo", "--outbox", str(directory / "outbox.sqlite")]
+    kconsumer = Script(directory, environment, "kconsumer.py")
+    stack.callback(kconsumer.process.kill)
+    kproducer = Script(directory, environment, "kproducer.py", *options)
+    stack.callback(kproducer.process.kill)
+    wait_until(lambda: bool(kproducer.lines() or kproducer.process.poll()))
+    title("Bursts of traffic on loopback: each second above the limit is a warning")
+    stop = threading.Event()
+    stack.callback(stop.set)
+    threading.Thread(target=make_traffic, args=(stop,)).start()
+    watch(kproducer, kconsumer, cursor)
+    print()
+    kproducer.end()
+    wait_until(lambda: set(kproducer.raised()) <= set(recorded(cursor)))
+    kconsumer.process.terminate()
+    kconsumer.end()
+    cursor.execute("select to_regclass('bandwidth_exceeds'), to_regclass('bandwidth_episodes')")
+    table, view = cursor.fetchone()
+    if table:
+        show_table("The last rows in PostgreSQL: bandwidth_exceeds", cursor, LAST_ROWS)
+    if view:
+        show_table("What they amount to: bandwidth_episodes", cursor, EPISODES)
+    return verdict(kproducer.raised(), recorded(cursor), kproducer.process.returncode or kconsumer.process.returncode)
 
 
-def show_rows(cursor: Any) -> None:
-    """The last rows, and the episodes beside one another."""
-    cursor.execute("select to_regclass('bandwidth_exceeds') is not null, to_regclass('bandwidth_episodes') is not null")
-    has_rows, has_episodes = cursor.fetchone()
-    if has_rows:
-        title("The last rows in PostgreSQL: bandwidth_exceeds")
-        cursor.execute(LAST_ROWS)
-        show_table([[column.name for column in cursor.description], *([str(value) for value in row] for row in cursor)])
-    if has_episodes:
-        title("What they amount to: bandwidth_episodes")
-        cursor.execute("select * from bandwidth_episodes")
-        names, rows = [column.name for column in cursor.description], sorted(cursor.fetchall(), key=str)[-4:]
-        show_table([[name, *(cell(name, row[i]) for row in rows)] for i, name in enumerate(names)])
-
-
-def verdict(raised: Sequence[str], rows: Sequence[str], statuses: Sequence[int]) -> int:
+def verdict(raised: list[str], rows: list[str], failed: int) -> int:
     """Compare warnings and rows one by one, say what came of it, and give the status of the demonstration."""
     title("The verdict")
     wrong = [f"{event_id} was raised and is no row" for event_id in raised if event_id not in rows]
     wrong += [f"{event_id} is a row and was not raised" for event_id in rows if event_id not in raised]
-    wrong += ["there is nothing to compare"] * (not raised) + ["a script failed"] * any(statuses)
-    mark = paint(RED, NO) if wrong else paint(GREEN, YES)
-    outcome = "" if wrong else ": every one arrived, once"
+    wrong += ["there is nothing to compare"] * (not raised) + ["a script failed"] * bool(failed)
+    mark, outcome = (paint(RED, NO), "") if wrong else (paint(GREEN, YES), ": every one arrived, once")
     print(f"  {mark} {len(raised)} warnings raised, {len(rows)} rows, compared by event_id{outcome}.", flush=True)
     for line in wrong:
         say(f"  {line}")
@@ -360,30 +327,27 @@ def demonstrate(keep: bool, interruption: Interruption) -> int:
         with progress() as report:
             running = stack.enter_context(servers(report))
         running.kafka.create_topic("bandwidth_exceeds", partitions=3)
-        connection = running.postgres.connect()
+        connection = stack.enter_context(closing(running.postgres.connect()))
         connection.autocommit = True
-        with closing(connection), connection.cursor() as cursor:
-            outbox = directory / "outbox.sqlite"
-            raised, statuses = run_scripts(running.environment(), outbox, cursor)
-            show_rows(cursor)
-            status = verdict(raised, recorded(cursor), statuses)
+        status = run_scripts(stack, directory, running.environment(), connection.cursor())
         if keep:
             stay(running.environment())
         interruption.raises = False
-    return status
+    return interruption.status or status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m demo", description="Show the two scripts at work on real servers.")
     parser.add_argument("--keep", action="store_true", help="leave the servers up at the end, to play on")
     settings = parser.parse_args(argv)
     for name in [name for name in os.environ if name.startswith(OTHER_SERVERS)]:
         del os.environ[name]
     interruption = Interruption()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interruption)
+        if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):  # as nohup wants it
+            signal.signal(number, interruption)
     try:
-        return demonstrate(settings.keep, interruption) or interruption.status
+        return demonstrate(settings.keep, interruption)
     except (RuntimeError, OSError, psycopg2.Error, KafkaError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
