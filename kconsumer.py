@@ -390,12 +390,14 @@ class Database:
         self.url, self.options, self.group, self.topic = url, options, group, topic
         self.current: Any = None
         self.deadline = math.inf
+        self.was_cut = False
         self.doubtful = True  # the tables may be missing, and a forsaken backend may hold locks
 
     @contextlib.contextmanager
     def cursor(self) -> Iterator[Any]:
         """A cursor in a transaction of its own connection; without a commit inside, closing it rolls back."""
         self.wait_for()
+        self.was_cut = False
         connection = psycopg2.connect(self.url, **self.options)
         try:
             self.current, connection.autocommit = connection, True  # begin and commit are in our own statements
@@ -407,8 +409,10 @@ class Database:
                 self.wait_for()
                 yield cursor
                 self.doubtful = False
-        except psycopg2.Error:
+        except psycopg2.Error as error:
             self.doubtful = True
+            if self.was_cut:
+                raise psycopg2.OperationalError(f"no answer for {SILENCE_SECONDS:.0f} seconds") from error
             raise
         finally:
             self.current, self.deadline = None, math.inf
@@ -606,10 +610,9 @@ class Recorder:
             try:
                 self.step()
             except (OffsetOutOfRangeError, NoOffsetForPartitionError):
-                self.sought = False
+                self.lose_place()
             except KafkaError as error:
-                # records may have been skipped by now: seek again
-                self.sought = False
+                self.lose_place()  # poll() may have skipped records before it raised
                 self.kafka.begin(self.kafka_log.cause or plain(str(error)))
                 if not isinstance(error, GOES_ON):
                     self.close_consumer()
@@ -632,10 +635,8 @@ class Recorder:
         if self.job:
             self.finish_job()
         if self.assignment.changed:
-            # what is in hand may be somebody else's now, and is read again by whoever it is
-            self.assignment.changed = self.sought = False
-            self.joined = True
-            self.batches.clear()
+            self.assignment.changed, self.joined = False, True
+            self.lose_place()  # what is in hand may be somebody else's now
         free = not self.job and self.clock() >= self.retry_at
         if not self.joined:
             self.consumer.poll(timeout_ms=500)
@@ -652,6 +653,11 @@ class Recorder:
             self.stay_in_group()
         self.ask_if_silent()
         self.report()
+
+    def lose_place(self) -> None:
+        """Drop what is in hand, and ask the database where to read: it is read again, here or by another consumer."""
+        self.sought = False
+        self.batches.clear()
 
     def start(self, call: Callable[..., Any], *arguments: Any, then: Callable[[Any], None]) -> None:
         """Let the database's thread do something; finish_job() goes on with `then`."""
@@ -760,10 +766,13 @@ class Recorder:
             reason = f", the first: {batch.rejected[0][1]}" if batch.rejected else ""
             logger.warning("%d messages went to rejected_messages%s", rejected, reason)
         logger.debug("recorded %d, rejected %d", recorded, rejected)
-        mine = self.consumer.assignment() if self.consumer else ()
-        offsets = {at: OffsetAndMetadata(n, "", -1) for at, n in batch.next_offsets.items() if at in mine}
-        if offsets:
+        if offsets := self.committable(batch.next_offsets):
             self.consumer.commit_async(offsets)
+
+    def committable(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, OffsetAndMetadata]:
+        """As Kafka takes them, those of this consumer's partitions. Kafka only shows them: the database's count."""
+        mine = self.consumer.assignment() if self.consumer else set()
+        return {partition: OffsetAndMetadata(n, "", -1) for partition, n in offsets.items() if partition in mine}
 
     def ask_if_silent(self) -> None:
         """An idle topic and a dead connection look alike: ask. KafkaTimeoutError when it is dead."""
@@ -791,8 +800,8 @@ class Recorder:
 
     def behind(self) -> int:
         """How many messages of this consumer's partitions are in Kafka and not recorded."""
-        mine = self.consumer.assignment() if self.consumer else set()
-        return sum(max(0, (self.consumer.highwater(at) or 0) - n) for at, n in self.next_offsets.items() if at in mine)
+        positions = self.committable(self.next_offsets)
+        return sum(max(0, (self.consumer.highwater(at) or 0) - n.offset) for at, n in positions.items())
 
     def close_consumer(self) -> None:
         """Leave the group, or at least this connection."""
@@ -812,6 +821,9 @@ class Recorder:
                 self.finish_job()
         self.show("")
         logger.info("stopped: %d recorded since the start", self.recorded)
+        if offsets := self.committable(self.next_offsets):
+            with contextlib.suppress(KafkaError):
+                self.consumer.commit(offsets, timeout_ms=1000)
         self.close_consumer()
 
 
