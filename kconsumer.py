@@ -424,6 +424,7 @@ class Database:
 
     def cut(self) -> None:
         """Shut the connection's socket: the thread that waits for it gets an OperationalError at once."""
+        self.was_cut, self.deadline = True, math.inf
         with (
             contextlib.suppress(OSError, AttributeError, psycopg2.Error),
             socket.socket(fileno=os.dup(self.current.fileno())) as connected,
