@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from pipeline import ROOT, Pipeline, encoded, wait_until, warning, warnings
+from pipeline import SCRIPTS, Pipeline, encoded, wait_until, warning, warnings
 
 
 def test_each_warning_of_an_interval_is_one_row(pipeline: Pipeline) -> None:
@@ -87,7 +87,7 @@ def test_until_empty_records_what_was_there_and_a_second_run_adds_nothing(wide_p
 def test_scripts_run_from_a_checkout_under_any_name(pipeline: Pipeline) -> None:
     checkout = pipeline.directory / "an other-name 2.0"
     checkout.mkdir()
-    for script in ROOT.glob("*.py"):
+    for script in SCRIPTS.glob("*.py"):
         shutil.copy(script, checkout)
     assert pipeline.producer("--flush-interval", "1", scripts=checkout).ends() == 0
     assert pipeline.consumer("--until-empty", scripts=checkout).ends() == 0
