@@ -58,7 +58,7 @@ from bandwidth_episodes order by bandwidth_episodes.started_at"""
 
 TTY = sys.stdout.isatty()
 COLOUR = TTY and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-BLOCK, MARK, YES, NO = "█│✓✗" if sys.stdout.encoding.lower().startswith("utf") else "#|+!"
+BLOCK, MORE, MARK, YES, NO = "█»│✓✗" if sys.stdout.encoding.lower().startswith("utf") else "#>|+!"
 BOLD, DIM, RED, GREEN = "1", "2", "31", "32"
 
 
@@ -127,7 +127,7 @@ def show_progress(lines: SimpleQueue[str | None]) -> None:
 
 def bar(rate: float) -> str:
     """One character for each MB/s, up to twice the limit, which is marked; what is above it is red."""
-    blocks = BLOCK * min(2 * LIMIT, round(rate))
+    blocks = BLOCK * round(rate) if rate <= 2 * LIMIT else BLOCK * (2 * LIMIT - 1) + MORE
     return f"{blocks[:LIMIT]:{LIMIT}}{MARK}{paint(RED, f'{blocks[LIMIT:]:{LIMIT}}')}"
 
 
