@@ -295,7 +295,7 @@ class Certificates:
         self.service_cert, self.service_key = self.client("service")
         self.admin_cert, self.admin_key = self.client("admin")
 
-    def client(self, name: str, days: float = 30) -> tuple[Path, Path]:
+    def client(self, name: str, days: float = 365) -> tuple[Path, Path]:
         """Certificate and key of one more client, whom Kafka knows as User:name; days=-1: expired yesterday."""
         return self._issue(self.authority, name, name, days=days)
 
@@ -307,7 +307,7 @@ class Certificates:
         return ca, *self._issue(stranger, "service", "service", file="foreign")
 
     def _issue(
-        self, authority: trustme.CA, name: str, *identities: str, days: float = 30, file: str | None = None
+        self, authority: trustme.CA, name: str, *identities: str, days: float = 365, file: str | None = None
     ) -> tuple[Path, Path]:
         until = (datetime.now(UTC) + timedelta(days=days)).replace(tzinfo=None)
         issued = authority.issue_cert(*identities, common_name=name, not_after=until)
