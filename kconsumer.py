@@ -50,6 +50,7 @@ from kproducer import (
     check_kafka,
     end_process,
     kafka_options,
+    make_client,
     plain,
     show,
     start_logging,
@@ -921,11 +922,8 @@ def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal:
     certificates.renew()
     database = Database(*postgres_options(os.environ), settings.group, settings.topic)
 
-    def make_consumer() -> Any:
-        return KafkaConsumer(ssl_context=certificates.context, **options)
-
     recorder = Recorder(
-        make_consumer,
+        lambda: make_client(KafkaConsumer, certificates.context, options),
         database,
         kafka_log,
         settings.topic,

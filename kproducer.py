@@ -31,7 +31,7 @@ from uuid import UUID
 import psutil
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, OffsetSpec
-from kafka.errors import KafkaError
+from kafka.errors import KafkaConfigurationError, KafkaError
 
 from simpleEvents import EventSystem
 
@@ -190,6 +190,14 @@ def typed(name: str, text: str, default: Any) -> Any:
     except (KeyError, ValueError):
         kind = {bool: "true or false", float: "a number", tuple: "a version such as 3.9"}
         raise ValueError(f"{name} must be {kind.get(type(default), 'a whole number')}") from None
+
+
+def make_client(client: Any, context: ssl.SSLContext | None, options: Mapping[str, Any]) -> Any:
+    """A KafkaProducer or KafkaConsumer. ValueError when its options don't go together."""
+    try:
+        return client(ssl_context=context, **options)
+    except (AssertionError, RuntimeError, TypeError, KafkaConfigurationError) as error:
+        raise ValueError(f"kafka-python can't use these KAFKA_ settings: {error}") from error
 
 
 class HandshakeDeadline(ssl.SSLSocket):
@@ -395,8 +403,8 @@ class Outbox:
             "create table if not exists warnings (position integer primary key autoincrement, key blob, value blob)",
         ):
             self.connection.execute(statement)
-        with self.transaction():  # takes the lock, also where the table was there
-            self.connection.execute("delete from warnings where position < 0")
+        if (found := self.connection.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
+            raise sqlite3.DatabaseError(found)
 
     def transaction(self) -> sqlite3.Connection:
         """Use with `with`: what is inside is stored on disk as a whole, or not at all."""
@@ -425,31 +433,36 @@ def open_outbox(path: Path) -> Outbox:
     """The outbox at this path; a damaged file is set aside first. ValueError says why there can't be one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            return Outbox(path)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                raise ValueError(
-                    f"{path} is in use: one producer per outbox, give this one another --outbox"
-                ) from error
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                logger.error("Outbox: no space left for %s; warnings are kept in memory until the next start", path)
-                return Outbox(Path(":memory:"))
-            raise ValueError(f"the outbox {path} can't be used: {error}; give another --outbox") from error
-        except sqlite3.DatabaseError as error:
-            return set_aside(path, error)
+        return Outbox(path)
     except OSError as error:
         raise ValueError(f"the outbox {path} can't be made: {error.strerror}; give another --outbox") from error
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+            raise ValueError(f"{path} is in use: one producer per outbox, give this one another --outbox") from error
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+            raise ValueError(f"the outbox {path} can't be used: {error}; give another --outbox") from error
+        return outbox_in_memory(path, error)
+    except sqlite3.DatabaseError as error:
+        return set_aside(path, error)
 
 
 def set_aside(path: Path, error: sqlite3.DatabaseError) -> Outbox:
     """Give a damaged outbox another name, so that nothing in it is lost for good, and begin a new one."""
     aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-    for suffix in ("", "-wal"):
-        if (part := Path(f"{path}{suffix}")).exists():
-            part.rename(f"{aside}{suffix}")
-    logger.error("Outbox: %s is damaged (%s); it is kept as %s, a new one begins", path, error, aside)
-    return Outbox(path)
+    try:
+        for suffix in ("", "-wal"):
+            if (part := Path(f"{path}{suffix}")).exists():
+                part.rename(f"{aside}{suffix}")
+        logger.error("Outbox: %s is damaged (%s); it is kept as %s, a new one begins", path, error, aside)
+        return Outbox(path)
+    except (OSError, sqlite3.Error) as worse:
+        return outbox_in_memory(path, worse)
+
+
+def outbox_in_memory(path: Path, error: Exception) -> Outbox:
+    """What there is where the disk takes nothing at all: sampling and sending go on."""
+    logger.error("Outbox: %s can't be used (%s); warnings wait in memory until the next start", path, error)
+    return Outbox(Path(":memory:"))
 
 
 # Kafka
@@ -550,8 +563,9 @@ class Delivery:
         bandwidth_exceeds: EventSystem[Sent],
         kafka_log: KafkaLog,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.kproducer, self.topic, self.outbox, self.clock = kproducer, topic, outbox, clock
+        self.kproducer, self.topic, self.outbox, self.clock, self.sleep = kproducer, topic, outbox, clock, sleep
         self.bandwidth_exceeds, self.kafka_log = bandwidth_exceeds, kafka_log
         self.kafka, self.disk = Outage("Kafka", logger), Outage("Outbox", logger)
         self.waiting = outbox.count()  # warnings that Kafka has not acknowledged
@@ -683,14 +697,14 @@ class Delivery:
             with contextlib.suppress(KafkaError):
                 self.heartbeat = self.kproducer.send(self.topic, value=value, key=key)
 
-    def finish(self, seconds: float, stop: Stop) -> None:
+    def finish(self, seconds: float) -> None:
         """Flush, and look at every future until all are done or the time is over."""
         ends_at = self.clock() + seconds
         with contextlib.suppress(KafkaError):
             self.kproducer.flush(timeout=0)  # sends what lingers; the futures tell what became of it
         self.pump()
         while self.waiting and not self.kafka.causes and (left := ends_at - self.clock()) > 0:
-            stop.wait(min(0.05, left))
+            self.sleep(min(0.05, left))
             self.pump()
         self.store()
 
@@ -760,7 +774,9 @@ def bandwidth_exceed_event_system(
         exceeded = bytes_per_second > settings.limit
         if exceeded:
             raised += 1
-            event = warning(sample, settings.host, settings.limit, uuid7(time.time(), secrets.randbits(74)))
+            event = warning(
+                sample, settings.host, settings.limit, uuid7(sample.observed_at.timestamp(), secrets.randbits(74))
+            )
             delivery.pump((key, json.dumps(event, ensure_ascii=False).encode()))
             logger.warning("%s (%s)", event["message"], event["event_id"])
         if settings.heartbeat and clock() >= delivery.heartbeat_at:
@@ -770,7 +786,7 @@ def bandwidth_exceed_event_system(
         show(f"{format_rate(bytes_per_second)} of {limit}, {state}", exceeded)
         if clock() >= ends_at:
             break
-    delivery.finish(STOP_SECONDS if stop.is_set() else flush_seconds, stop)
+    delivery.finish(STOP_SECONDS if stop.is_set() else flush_seconds)
     logger.info(
         "interval over: %d samples, %d warnings raised, %d acknowledged, %d left",
         sampled,
@@ -965,7 +981,7 @@ def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal:
     certificates = Certificates(options)
     certificates.renew()
     outbox = open_outbox(settings.outbox or outbox_path(os.environ))
-    kproducer = KafkaProducer(ssl_context=certificates.context, **options)
+    kproducer = make_client(KafkaProducer, certificates.context, options)
     bandwidth_exceeds: EventSystem[Sent] = EventSystem()
     delivery = Delivery(kproducer, settings.topic, outbox, bandwidth_exceeds, kafka_log)
     logger.info("started: limit %s, topic %s, %d warnings wait in %s",

@@ -4,6 +4,7 @@ Each runs as a process of its own, whose settings are in the environment, and pr
 clock starts counts neither as time nor as CPU time.
 """
 
+import argparse
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from kafka.consumer.fetcher import ConsumerRecord
 
 import kconsumer
 from bench.load import TOPIC, messages
-from kproducer import kafka_options, tls_context
+from kproducer import Certificates
 
 BATCH = 10_000
 INSERT = """
@@ -40,8 +41,8 @@ def connect() -> Any:
 
 def polls(count: int) -> Iterator[dict[TopicPartition, list[Any]]]:
     """What each poll of a consumer with the consumer's own options returns, from the topic's start."""
-    options = kafka_options(KafkaConsumer, os.environ, kconsumer.CONSUMER_OPTIONS, kconsumer.CONSUMER_PROMISE)
-    consumer = KafkaConsumer(ssl_context=tls_context(options), **options)
+    options = kconsumer.consumer_options(argparse.Namespace(group="bench"))
+    consumer = KafkaConsumer(ssl_context=Certificates(options).context, **options)
     consumer.assign([TopicPartition(TOPIC, number) for number in sorted(consumer.partitions_for_topic(TOPIC))])
     consumer.seek_to_beginning()
     while count > 0:
