@@ -57,6 +57,7 @@ from kproducer import (
     topic_name,
 )
 
+POLL_MS = 1000  # as long as the broker holds a fetch when there is nothing: longer is cheaper, and no slower
 SILENCE_SECONDS = 8.0  # PostgreSQL made no progress for so long: its connection is given up
 SETUP_SECONDS = 600.0  # the same while tables and indexes are made
 RETRY_SECONDS = (1.0, 4.0, 30.0)  # pauses: the first, the longest when nothing answers, when PostgreSQL refuses
@@ -76,6 +77,8 @@ CONSUMER_OPTIONS: dict[str, Any] = {
     "reconnect_backoff_max_ms": 2000,
     "metadata_max_age_ms": 10000,
     "max_poll_records": 10000,
+    "fetch_max_wait_ms": POLL_MS,
+    "metrics_enabled": False,
     "fetch_max_bytes": 8 << 20,
     "max_partition_fetch_bytes": 4 << 20,
 }
@@ -641,7 +644,7 @@ class Recorder:
             self.lose_place()  # what is in hand may be somebody else's now
         free = not self.job and self.clock() >= self.retry_at
         if not self.joined:
-            self.consumer.poll(timeout_ms=500)
+            self.consumer.poll(timeout_ms=POLL_MS)
         elif not self.sought:
             if free:
                 self.start(self.database.next_offsets, then=self.seek)
@@ -725,7 +728,7 @@ class Recorder:
         """Read the next batch, or see that there is none."""
         if paused := self.consumer.paused():
             self.consumer.resume(*paused)
-        polled = self.consumer.poll(timeout_ms=500)
+        polled = self.consumer.poll(timeout_ms=POLL_MS)
         if self.assignment.changed:
             return
         if polled:

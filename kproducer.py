@@ -50,6 +50,7 @@ PRODUCER_OPTIONS: dict[str, Any] = {
     "client_id": "kproducer",
     "request_timeout_ms": 5000,
     "reconnect_backoff_max_ms": 2000,
+    "metrics_enabled": False,
 }
 # What the promise rests on: no setting changes these.
 PRODUCER_PROMISE: dict[str, Any] = {
@@ -67,6 +68,8 @@ NO_TEXT = {  # options whose default is None, but whose values are objects
 }  # fmt: skip
 SASL_MECHANISMS = ("SCRAM-SHA-256", "SCRAM-SHA-512", "PLAIN")
 SECURITY_PROTOCOLS = ("SSL", "SASL_SSL", "SASL_PLAINTEXT", "PLAINTEXT")
+
+UNTIL_THE_END: list[Any] = []  # a KafkaProducer that is garbage-collected waits for its broker, and complains
 
 logger = logging.getLogger("kproducer")
 
@@ -982,6 +985,7 @@ def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal:
     certificates.renew()
     outbox = open_outbox(settings.outbox or outbox_path(os.environ))
     kproducer = make_client(KafkaProducer, certificates.context, options)
+    UNTIL_THE_END.append(kproducer)
     bandwidth_exceeds: EventSystem[Sent] = EventSystem()
     delivery = Delivery(kproducer, settings.topic, outbox, bandwidth_exceeds, kafka_log)
     logger.info("started: limit %s, topic %s, %d warnings wait in %s",

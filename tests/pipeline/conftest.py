@@ -20,6 +20,15 @@ def running() -> Iterator[Servers]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def guarded() -> Iterator[Servers]:
+    """The same with a Kafka that has ACLs, for the tests that need it: `service` may do everything."""
+    with servers(sasl=True, acls=True) as started, traffic():
+        started.kafka.allow("service", "ALL", topic="*")
+        started.kafka.allow("service", "ALL", group="*")
+        yield started
+
+
 class traffic:
     """Datagrams on loopback, so that each sample of its bandwidth is above zero."""
 
