@@ -117,7 +117,7 @@ def rows(count: int) -> Iterator[dict[str, Any]]:
 def literal(count: int) -> Iterator[None]:
     """The specification taken literally: connect, insert, close for each message."""
     yield
-    for _, row in zip(range(count), rows(count)):
+    for _, row in zip(range(count), rows(count), strict=False):
         with closing(connect()) as connection, connection.cursor() as cursor:
             cursor.execute(INSERT, row)
             connection.commit()
@@ -127,7 +127,7 @@ def commit_each(count: int) -> Iterator[None]:
     """One connection, a commit for each message."""
     yield
     with closing(connect()) as connection, connection.cursor() as cursor:
-        for _, row in zip(range(count), rows(count)):
+        for _, row in zip(range(count), rows(count), strict=False):
             cursor.execute(INSERT, row)
             connection.commit()
 

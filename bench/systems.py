@@ -102,7 +102,8 @@ def consumers(number: int) -> Callable[[Servers, int], Result]:
         command = [sys.executable, script, "--until-empty", "--group", group]
         with ExitStack() as stack, tempfile.TemporaryFile() as log:
             started = [stack.enter_context(Measured(command, environment(running), log)) for _ in range(number)]
-            if any([each.wait() for each in started]):
+            statuses = [each.wait() for each in started]
+            if any(statuses):
                 log.seek(0)
                 raise RuntimeError(log.read().decode())
         rows, seconds = stored(running)
