@@ -200,11 +200,16 @@ def test_any_time_with_its_zone_goes_on_as_it_stands(observed_at):
         (good(event_id=GOOD["event_id"] + "\n"), "event_id is no UUID"),
         (good(event_id="{" + GOOD["event_id"] + "}"), "event_id is no UUID"),
         (good(event_id=GOOD["event_id"].replace("0", "\u0660")), "event_id is no UUID"),
-        (good(observed_at="yesterday"), "Invalid isoformat string"),
-        (good(observed_at=""), "Invalid isoformat string"),
+        (good(observed_at="yesterday"), "observed_at is no time with a time zone"),
+        (good(observed_at=""), "observed_at is no time with a time zone"),
         (good(observed_at="2026-13-01T00:00:00+00:00"), "month"),
-        (good(observed_at="2026-11-23T16:22:04"), "observed_at has no time zone"),
-        (good(observed_at="2026-11-23"), "observed_at has no time zone"),
+        (good(observed_at="2026-11-23T16:22:04"), "observed_at is no time with a time zone"),
+        (good(observed_at="2026-W47-1T16:22:04+00:00"), "observed_at is no time with a time zone"),
+        (good(observed_at="2026-11-23T16:22:04+16:00"), "observed_at is no time with a time zone"),
+        (good(observed_at="2026-11-23T16:22:04+00:00\n"), "observed_at is no time with a time zone"),
+        (good(observed_at="infinity"), "observed_at is no time with a time zone"),
+        (good(observed_at="2026-11-23T25:22:04+00:00"), "hour"),
+        (good(observed_at="2026-11-23"), "observed_at is no time with a time zone"),
         (good(host="x" * 256), "host is longer than 255 characters"),
         (good(interfaces=[1]), "interfaces has the wrong type"),
         (good(interfaces=["a", None]), "interfaces has the wrong type"),
@@ -255,15 +260,13 @@ def test_the_name_of_a_host_may_have_255_characters_of_any_kind():
 SEPARATORS = ["\t", "\n", "\\", "\0", "\ud800"]
 
 
-@pytest.mark.xfail(strict=True, reason="reported: fromisoformat takes any separator, COPY reads it otherwise")
 @pytest.mark.parametrize("separator", SEPARATORS)
 def test_a_time_is_refused_where_date_and_time_are_parted_by_what_postgresql_reads_otherwise(separator):
     # datetime.fromisoformat() takes any character there
-    with pytest.raises(ValueError, match=r"observed_at|isoformat|encode"):
+    with pytest.raises(ValueError, match="observed_at is no time with a time zone"):
         copy_line(good(observed_at=f"2026-11-23{separator}11:22:04+00:00"), "t", 0, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="reported: observed_at is not escaped, and not looked at for surrogates")
 @pytest.mark.parametrize("separator", ["\t", "\n", "\\", "\ud800"])
 def test_no_batch_becomes_unreadable_by_the_time_of_one_message(separator):
     batch = parse({AT: [record(good(observed_at=f"2026-11-23{separator}11:22:04+00:00")), record(good())]})
@@ -344,6 +347,7 @@ anything = json_values | st.text() | st.just(math.nan) | st.just(["a"])
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), anything), extras)
+@example({"observed_at": "2026-11-23\ud80011:22:04+00:00"}, {})
 def test_parse_takes_any_fields_and_each_row_can_be_sent(changed, extra):
     batch = parse({AT: [record(json.dumps(GOOD | changed | extra).encode())]})
     assert len(batch.rows) + len(batch.rejected) == 1
@@ -408,13 +412,11 @@ def test_what_is_no_heartbeat_is_none(value):
     assert heartbeat(value) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="reported: AttributeError: the consumer ends")
 @pytest.mark.parametrize("host", [["a"], {"a": 1}])
 def test_a_heartbeat_whose_host_is_no_text_is_rejected(host):
     assert len(parse({AT: [record(beat(host=host))]}).rejected) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="reported: PostgreSQL or psycopg2 refuses the whole batch, for ever")
 @pytest.mark.parametrize(
     "at",
     [
@@ -425,6 +427,16 @@ def test_a_heartbeat_whose_host_is_no_text_is_rejected(host):
 )
 def test_a_time_that_python_takes_and_postgresql_does_not_is_no_heartbeat(at):
     assert heartbeat(beat(at=at)) == {}
+
+
+@settings(deadline=None)
+@given(anything, anything | st.datetimes(timezones=zones).map(lambda at: at.isoformat()), extras)
+def test_parse_takes_any_fields_of_a_heartbeat_and_each_can_be_sent(host, at, extra):
+    batch = parse({AT: [record(json.dumps({"host": host, "heartbeat_at": at, **extra}).encode())]})
+    assert len(batch.rejected) + len(batch.heartbeats) == 1
+    for of, when in batch.heartbeats.items():
+        assert "\0" not in of
+        assert (of + when).encode()
 
 
 # The recorder
@@ -704,7 +716,9 @@ def test_records_that_come_with_a_changed_assignment_are_discarded(recorder, kaf
         return messages(0, 3)
 
     kafka.script.append(both)
-    step(recorder, 5)
+    step(recorder)
+    assert not recorder.batches
+    step(recorder, 4)
     assert recorded(database) == []
     assert kafka.seeks[-1] == (AT, 40)
     kafka.script.append(messages(40, 43))
