@@ -31,6 +31,7 @@ from kafka.errors import (
     GroupAuthorizationFailedError,
     KafkaConnectionError,
     KafkaError,
+    KafkaTimeoutError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
     TopicAuthorizationFailedError,
@@ -38,6 +39,7 @@ from kafka.errors import (
 from kafka.structs import OffsetAndMetadata
 
 from kproducer import (
+    REFUSED,
     Certificates,
     Finding,
     KafkaLog,
@@ -52,6 +54,7 @@ from kproducer import (
     kafka_options,
     make_client,
     plain,
+    printable,
     show,
     start_logging,
     topic_name,
@@ -63,6 +66,7 @@ SETUP_SECONDS = 600.0  # the same while tables and indexes are made
 RETRY_SECONDS = (1.0, 4.0, 30.0)  # pauses: the first, the longest when nothing answers, when PostgreSQL refuses
 IDLE_SECONDS = 15.0  # without a message for so long, Kafka is asked whether it is there
 SUSPECT_SECONDS = 5.0  # the same when its log says that it isn't
+STUCK_SECONDS = 60.0  # the same until the consumer is made anew
 GIVE_UP_SECONDS = 15.0  # --until-empty ends after so long without success
 LOG_SECONDS, QUIET_SECONDS = 60.0, 600.0  # between two lines of the log: with something recorded, without
 STOP_SECONDS = 3  # for what is going on after SIGINT or SIGTERM
@@ -79,8 +83,8 @@ CONSUMER_OPTIONS: dict[str, Any] = {
     "max_poll_records": 10000,
     "fetch_max_wait_ms": POLL_MS,
     "metrics_enabled": False,
-    "fetch_max_bytes": 8 << 20,
-    "max_partition_fetch_bytes": 4 << 20,
+    "fetch_max_bytes": 2 << 20,
+    "max_partition_fetch_bytes": 1 << 20,
 }
 # What the promise rests on: no setting changes these.
 CONSUMER_PROMISE: dict[str, Any] = {
@@ -224,10 +228,21 @@ insert into rejected_messages (topic, partition, "offset", key, value, reason) v
 BEATEN = """
 insert into heartbeats (host, heartbeat_at) values %s on conflict (host) do update
 set heartbeat_at = excluded.heartbeat_at, recorded_at = default where heartbeats.heartbeat_at < excluded.heartbeat_at"""
-CONSUMED = """
-insert into consumed_offsets (consumer_group, topic, partition, next_offset) values %s
-on conflict (consumer_group, topic, partition)
-do update set next_offset = greatest(consumed_offsets.next_offset, excluded.next_offset)"""
+# Moves the offsets on only from where this consumer left them: not where the database was put back to a backup, or
+# another consumer has these partitions now. Counts the partitions that it moved.
+ADVANCE = """
+with batch (partition, left_at, next_offset) as (values %s),
+moved as (
+    update consumed_offsets as stored set next_offset = batch.next_offset from batch
+    where consumer_group = {group} and topic = {topic}
+    and stored.partition = batch.partition and stored.next_offset = batch.left_at returning 1
+),
+begun as (
+    insert into consumed_offsets (consumer_group, topic, partition, next_offset)
+    select {group}, {topic}, partition, next_offset from batch where left_at is null
+    on conflict do nothing returning 1
+)
+select (select count(*) from moved) + (select count(*) from begun)"""
 NEXT_OFFSETS = "select partition, next_offset from consumed_offsets where consumer_group = %s and topic = %s"
 # A topic that was made anew counts from 0 again: what was rejected at these offsets before keeps its row.
 FORGET = "delete from consumed_offsets where consumer_group = %s and topic = %s and partition = %s"
@@ -267,6 +282,9 @@ def refuse_constant(name: str) -> NoReturn:
 
 decoder = json.JSONDecoder(parse_float=Number, parse_int=Number, parse_constant=refuse_constant)
 scan = decoder.scan_once  # type: ignore[attr-defined]
+is_time = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:Z|[+-](?:0[0-9]|1[0-5]):[0-5][0-9])"
+).fullmatch
 is_uuid = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}").fullmatch
 is_long = re.compile(r"[eE]|\d{25}").search  # a number that may be beyond a double precision
 FIELDS = ("event_id", "observed_at", "host", "interfaces", "bytes_sent_per_second", "bytes_received_per_second",
@@ -275,9 +293,29 @@ KINDS = (str, str, str, list, Number, Number, Number, Number, str)
 ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 
 
+# What kproducer.py writes, to the letter: no other text can stand between these quotes and signs. Any other message
+# that is as good takes the longer way of copy_line(), to the same row.
+TEXT, NUMBER = r'[^"\\\x00-\x1f]', r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,9})?"
+is_ours = re.compile(
+    r'\{"event_id": "([0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12})", '
+    r'"observed_at": "([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\+00:00)", '
+    rf'"host": "({TEXT}{{1,255}})", "interfaces": \[("{TEXT}*"(?:, "{TEXT}*")*)\], '
+    rf'"bytes_sent_per_second": ({NUMBER}), "bytes_received_per_second": ({NUMBER}), '
+    rf'"bytes_per_second": ({NUMBER}), "limit_bytes_per_second": ({NUMBER}), "message": "({TEXT}*)"\}}'
+).fullmatch
+
+
 def copy_line(value: bytes, topic: str, partition: int, offset: int) -> str:
     """The row of a message in COPY's text format. ValueError tells why the message can't be stored."""
     text = value.decode()
+    if ours := is_ours(text):
+        event_id, observed_at, host, array, sent, received, total, limit, message = ours.groups()
+        datetime.fromisoformat(observed_at)  # ValueError: there is no such day or hour
+        array = array.replace('", "', '","')
+        return (
+            f"{event_id}\t{observed_at}\t{host}\t{{{array}}}\t{sent}\t{received}\t{total}\t{limit}\t{message}\t"
+            f"{topic}\t{partition}\t{offset}\t\\N\n"
+        )
     try:
         fields, end = scan(text, 0)
     except StopIteration:
@@ -295,8 +333,9 @@ def copy_line(value: bytes, topic: str, partition: int, offset: int) -> str:
         raise ValueError(f"{wrong} has the wrong type")
     if not is_uuid(event_id):
         raise ValueError("event_id is no UUID")
-    if datetime.fromisoformat(observed_at).tzinfo is None:
-        raise ValueError("observed_at has no time zone")
+    if not is_time(observed_at):
+        raise ValueError("observed_at is no time with a time zone (RFC 3339)")
+    datetime.fromisoformat(observed_at)  # ValueError: there is no such day or hour
     if len(host) > HOST_CHARACTERS:
         raise ValueError(f"host is longer than {HOST_CHARACTERS} characters")
     for name in interfaces:
@@ -336,9 +375,13 @@ def heartbeat(value: bytes | None) -> dict[str, str]:
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         fields = json.loads(value or b"")
         host, at = fields["host"], fields["heartbeat_at"]
-        if len(fields) == 2 and 1 <= len(host) <= HOST_CHARACTERS and "\0" not in host and host.encode():
-            return {host: at} if datetime.fromisoformat(at).tzinfo else {}
+        if len(fields) == 2 and type(host) is str and host.encode() and is_time(at) and datetime.fromisoformat(at):
+            return {host: at} if len(host) <= HOST_CHARACTERS and "\0" not in host else {}
     return {}
+
+
+class Moved(Exception):
+    """The offsets in the database are not where this consumer left them."""
 
 
 @dataclass
@@ -349,6 +392,9 @@ class Batch:
     rejected: list[tuple[Any, str]] = field(default_factory=list)  # record and the reason
     heartbeats: dict[str, str] = field(default_factory=dict)  # host and time
     next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
+    left_at: dict[TopicPartition, int | None] = field(
+        default_factory=dict
+    )  # what the database says before; None: nothing
 
 
 def parse(polled: Mapping[TopicPartition, Iterable[Any]]) -> Batch:
@@ -474,13 +520,17 @@ class Database:
             cursor.execute("commit")
 
     def record(self, batch: Batch) -> int:
-        """Store a batch and its offsets in one transaction; how many messages were rejected."""
+        """Store a batch and its offsets in one transaction; how many messages were rejected.
+
+        Moved when the offsets are not where this consumer left them.
+        """
         rejected = batch.rejected
         with self.cursor() as cursor:
             try:
+                self.advance(cursor, "", batch)
                 self.copy(cursor, COPY, batch.rows)
             except (psycopg2.DataError, psycopg2.IntegrityError):  # SQLSTATE classes 22 and 23
-                cursor.execute(f"rollback; {BEGIN}; {TEMPORARY}")
+                self.advance(cursor, f"rollback; {BEGIN}; {TEMPORARY}; ", batch)
                 rejected = rejected + self.merge(cursor, batch.rows)
             if rejected:
                 values = [(r.topic, r.partition, r.offset, r.key, r.value, reason) for r, reason in rejected]
@@ -488,9 +538,18 @@ class Database:
             if batch.heartbeats:
                 psycopg2.extras.execute_values(cursor, BEATEN, sorted(batch.heartbeats.items()))
             self.wait_for()
-            offsets = [(self.group, *partition, offset) for partition, offset in batch.next_offsets.items()]
-            psycopg2.extras.execute_values(cursor, CONSUMED + "; commit", offsets, page_size=len(offsets))
+            cursor.execute("commit")
         return len(rejected)
+
+    def advance(self, cursor: Any, before: str, batch: Batch) -> None:
+        """Move the offsets on, and hold them until the end of the transaction."""
+        template = "(%s::integer, %s::bigint, %s::bigint)"
+        offsets = [(at.partition, batch.left_at[at], n) for at, n in batch.next_offsets.items()]
+        values = b", ".join(cursor.mogrify(template, row) for row in offsets).decode()
+        statement = ADVANCE.format(group="%(group)s", topic="%(topic)s").replace("values %s", f"values {values}")
+        cursor.execute(before + statement, {"group": self.group, "topic": self.topic})
+        if cursor.fetchone()[0] != len(offsets):
+            raise Moved
 
     def copy(self, cursor: Any, statement: str, rows: Sequence[tuple[Any, str]]) -> None:
         data = "".join([line for _, line in rows]).encode()
@@ -514,7 +573,7 @@ class Database:
 
 def first_line(error: BaseException) -> str:
     """What the error says, without the data that PostgreSQL quotes below."""
-    return " ".join(str(error).partition("\nCONTEXT")[0].split()) or type(error).__name__
+    return " ".join(re.split(r"\n(?:LINE|DETAIL|HINT|CONTEXT)", str(error))[0].split()) or type(error).__name__
 
 
 def postgres_options(environ: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
@@ -600,11 +659,14 @@ class Recorder:
         self.batches: deque[Batch] = deque()  # read and not recorded, at most two; the first may be on its way
         self.pause_seconds, self.retry_at = RETRY_SECONDS[0], 0.0
         self.heard_at = self.answered_at = clock()  # from Kafka; by PostgreSQL
-        self.shown_at = self.logged_at = clock()
+        self.shown_at = self.logged_at = self.verified_at = clock()
         self.ends: dict[TopicPartition, int] | None = None  # where the topic ended at the start
         self.finished = False
         self.recorded = self.shown = self.logged = 0
         self.next_offsets: dict[TopicPartition, int] = {}  # of what is recorded
+        self.left_at: dict[
+            TopicPartition, int | None
+        ] = {}  # the same in the database, once all that was read is recorded
 
     def run(self) -> int:
         """Until `stop`, or, with until_empty, until what was there at the start is recorded. The exit status."""
@@ -619,10 +681,16 @@ class Recorder:
             except KafkaError as error:
                 self.lose_place()  # poll() may have skipped records before it raised
                 self.kafka.begin(self.kafka_log.cause or plain(str(error)))
-                if not isinstance(error, GOES_ON):
+                if self.is_stuck(error):
                     self.close_consumer()
                 self.stop.wait(1.0)
         return 0
+
+    def is_stuck(self, error: KafkaError) -> bool:
+        """Whether only a new consumer can go on. It costs a session's time until the group gives it partitions."""
+        if isinstance(error, KafkaTimeoutError):
+            return self.kafka_log.cause != REFUSED and self.clock() - self.heard_at > STUCK_SECONDS
+        return not isinstance(error, GOES_ON)
 
     def given_up(self) -> bool:
         """Whether Kafka or PostgreSQL has been away for too long."""
@@ -637,6 +705,7 @@ class Recorder:
         if self.consumer is None:
             self.assignment.consumer = self.consumer = self.make_consumer()
             self.consumer.subscribe([self.topic], listener=self.assignment)
+            self.heard_at = self.clock()
         if self.job:
             self.finish_job()
         if self.assignment.changed:
@@ -647,6 +716,8 @@ class Recorder:
             self.consumer.poll(timeout_ms=POLL_MS)
         elif not self.sought:
             if free:
+                if self.kafka.causes:
+                    self.ask()
                 self.start(self.database.next_offsets, then=self.seek)
             self.stay_in_group()
         elif self.batches and free:
@@ -683,10 +754,17 @@ class Recorder:
             longest = RETRY_SECONDS[2] if error.pgcode or "FATAL" in str(error) else RETRY_SECONDS[1]
             self.retry_at = self.clock() + min(self.pause_seconds, longest)
             self.pause_seconds *= 2
+        except Moved:
+            self.moved()
         else:
             self.pause_seconds, self.answered_at = RETRY_SECONDS[0], self.clock()
             self.postgres.end()
             self.then(result)
+
+    def moved(self) -> None:
+        """Somebody else changed the offsets: a restored backup, or the consumer that has these partitions now."""
+        logger.warning("the database's offsets are not where they were left: reading on from where they are")
+        self.lose_place()
 
     def seek(self, stored: Mapping[int, int]) -> None:
         """Read on from the offsets that the database holds; from the start of a partition that it doesn't know."""
@@ -709,6 +787,7 @@ class Recorder:
                 logger.error("%s: offsets %d to %d are lost: Kafka's retention deleted them unread",
                              name, offset, begin - 1)  # fmt: skip
             self.consumer.seek(partition, offset if begin <= offset <= end else begin)
+            self.left_at[partition] = stored.get(partition.partition)
         if self.until_empty and self.ends is None:
             everything = [TopicPartition(self.topic, n) for n in self.consumer.partitions_for_topic(self.topic)]
             begins = self.consumer.beginning_offsets(everything, timeout_ms=3000)
@@ -716,13 +795,10 @@ class Recorder:
             self.ends = {partition: end for partition, end in ends.items() if end > begins[partition]}
         self.heard_at = self.clock()
         self.kafka.end()
-        if made_anew:
-            self.start(self.database.forget, made_anew, then=self.go_on)
+        if made_anew:  # then ask again where to read
+            self.start(self.database.forget, made_anew, then=lambda _: None)
         else:
-            self.go_on()
-
-    def go_on(self, result: object = None) -> None:
-        self.sought = True
+            self.sought, self.verified_at = True, self.heard_at
 
     def read(self) -> None:
         """Read the next batch, or see that there is none."""
@@ -734,9 +810,21 @@ class Recorder:
         if polled:
             self.heard_at = self.clock()
             self.kafka.end()
-            self.batches.append(parse(polled))
-        elif self.ends is not None and not self.job and not self.batches:
-            self.start(self.database.next_offsets, then=self.compare)
+            batch = parse(polled)
+            batch.left_at = {partition: self.left_at[partition] for partition in batch.next_offsets}
+            self.left_at |= batch.next_offsets
+            self.batches.append(batch)
+        elif not self.job and not self.batches:
+            if self.ends is not None:
+                self.start(self.database.next_offsets, then=self.compare)
+            elif self.clock() - self.verified_at > LOG_SECONDS:
+                self.start(self.database.next_offsets, then=self.verify)
+
+    def verify(self, stored: Mapping[int, int]) -> None:
+        """Where nothing comes in, see for a database that was put back to a backup: it is filled up again."""
+        self.verified_at = self.clock()
+        if any(stored.get(at.partition) != self.left_at[at] for at in self.consumer.assignment() if at in self.left_at):
+            self.moved()
 
     def compare(self, stored: Mapping[int, int]) -> None:
         """Finished when each partition is recorded, by this consumer or by another, to where it ended at the start."""
@@ -783,11 +871,15 @@ class Recorder:
         """An idle topic and a dead connection look alike: ask. KafkaTimeoutError when it is dead."""
         silent_seconds = self.clock() - self.heard_at
         if silent_seconds > IDLE_SECONDS or (silent_seconds > SUSPECT_SECONDS and self.kafka_log.at > self.heard_at):
-            partitions = list(self.consumer.assignment()) or [TopicPartition(self.topic, 0)]
-            self.consumer.end_offsets(partitions, timeout_ms=3000)
-            self.heard_at = self.clock()
+            self.ask()
             if self.sought:
                 self.kafka.end()
+
+    def ask(self) -> None:
+        """Hear from Kafka, or KafkaTimeoutError."""
+        self.consumer.end_offsets(list(self.consumer.assignment()) or [TopicPartition(self.topic, 0)], timeout_ms=3000)
+        self.heard_at = self.clock()
+        self.kafka_log.forget()
 
     def report(self) -> None:
         """What was recorded: to a terminal each second, to the log each minute, or seldom when it is nothing."""
@@ -823,7 +915,8 @@ class Recorder:
                 self.database.cut()
                 wait([self.job], timeout=0.5)
             if self.consumer and self.job.done():
-                self.finish_job()
+                with contextlib.suppress(KafkaError):
+                    self.finish_job()
         self.show("")
         logger.info("stopped: %d recorded since the start", self.recorded)
         if offsets := self.committable(self.next_offsets):
@@ -901,7 +994,13 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--topic", type=argument(topic_name), default="bandwidth_exceeds", metavar="NAME",
         help="Kafka's topic (default: bandwidth_exceeds)")  # fmt: skip
-    add("--group", default="kconsumer", metavar="NAME", help="Kafka's consumer group (default: kconsumer)")
+    add(
+        "--group",
+        type=argument(printable),
+        default="kconsumer",
+        metavar="NAME",
+        help="Kafka's consumer group (default: kconsumer)",
+    )
     add("--until-empty", action="store_true", help="end when everything that was in the topic at the start is recorded")
     add("--check", action="store_true", help="try everything that is needed, change nothing, and say what to do")
     add("-v", "--verbose", action="store_true", help="log more, and tracebacks")

@@ -20,7 +20,7 @@ import sqlite3
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,7 +93,10 @@ def parse_rate(text: str) -> float:
         raise ValueError(f"{text!r} is no rate: write bytes a second as 1000000, 1MB/s, 80Mbit/s or 1MiB/s")
     number, prefix, binary, unit = found.groups()
     power = " KMGT".index((prefix or " ").upper())
-    return float(number) * float((1024 if binary else 1000) ** power) / (8 if unit == "bit" else 1)
+    rate = float(number) * float((1024 if binary else 1000) ** power) / (8 if unit == "bit" else 1)
+    if rate == math.inf:
+        raise ValueError(f"{text[:20]}... is beyond all rates")
+    return rate
 
 
 def format_rate(bytes_per_second: float) -> str:
@@ -168,7 +171,7 @@ def kafka_options(
         raise ValueError("KAFKA_BOOTSTRAP_SERVERS is not set: give the brokers' addresses as host:port,host:port")
     for address in chosen["bootstrap_servers"].split(","):
         if not re.fullmatch(r"\s*(\[[0-9a-fA-F:]+\]|[^\s:,/]+):[0-9]{1,5}\s*", address):
-            raise ValueError(f"KAFKA_BOOTSTRAP_SERVERS: {address.strip()!r} is no address: write host:port")
+            raise ValueError("KAFKA_BOOTSTRAP_SERVERS must be the brokers' addresses, as host:port,host:port")
     if chosen["security_protocol"] not in SECURITY_PROTOCOLS:
         raise ValueError(f"KAFKA_SECURITY_PROTOCOL must be one of {', '.join(SECURITY_PROTOCOLS)}")
     if chosen["security_protocol"].startswith("SASL"):
@@ -263,7 +266,7 @@ class Certificates:
             elif tls.get("ssl_keyfile"):
                 raise ValueError("KAFKA_SSL_CERTFILE is not set, but KAFKA_SSL_KEYFILE is: a client needs both")
         except ssl.SSLError as error:
-            raise ValueError(f"{wrong}: {error.reason or 'wrong password, or not in PEM format'}") from error
+            raise ValueError(f"{wrong}: {error.reason or error}") from error
 
     def changed(self) -> list[int]:
         """When each file was changed."""
@@ -287,9 +290,16 @@ class Certificates:
                 self.told_at = time.monotonic()
                 for name, _, days in self.days_left(datetime.now(UTC)):
                     if days < RENEW_DAYS:
-                        logger.warning("%s ends in %d days: get a new one", name, days)
+                        logger.warning("%s %s", name, lifetime(days))
         except (OSError, ValueError) as error:
             logger.warning("the certificates on disk can't be used, the old ones are: %s", error)
+
+
+def lifetime(days: int) -> str:
+    """How long a certificate is good, for people."""
+    if days < 0:
+        return f"ended {-days} days ago: get a new one"
+    return f"ends in {days} days" + (": get a new one" if days < RENEW_DAYS else "")
 
 
 def certificate_ends(pem: str) -> list[datetime]:
@@ -414,7 +424,7 @@ class Outbox:
         self.connection.execute("begin immediate")
         return self.connection
 
-    def change(self, add: Sequence[tuple[bytes, bytes]], remove: Sequence[int]) -> None:
+    def change(self, add: Iterable[tuple[bytes, bytes]], remove: Iterable[int]) -> None:
         """Store warnings as (key, value) and take others out by position, in one transaction."""
         with self.transaction():
             self.connection.executemany("insert into warnings (key, value) values (?, ?)", add)
@@ -491,6 +501,7 @@ class Outage:
             self.logger.warning("%s: works again", self.name)
 
 
+REFUSED = "connection refused: nothing listens at KAFKA_BOOTSTRAP_SERVERS"
 # What kafka-python says when it can't get through, the most telling first, and what it means to who has to mend it.
 CAUSES = [
     (r"CERTIFICATE_VERIFY_FAILED.*mismatch", "the broker's certificate is for another host name"),
@@ -517,11 +528,11 @@ CAUSES = [
     (r"Topic (\S+) not found", r"the topic \1 is missing: create it, or give another --topic"),
     (r"WRONG_VERSION_NUMBER|Invalid frame length", "KAFKA_SECURITY_PROTOCOL does not fit this port of the broker"),
     (r"DNS lookup failed for (\S+?),", r"there is no host \1"),
-    (r"ECONNREFUSED", "connection refused: nothing listens at KAFKA_BOOTSTRAP_SERVERS"),
+    (r"ECONNREFUSED", REFUSED),
     (r"timed out|RequestTimedOut", "no answer: the network or the broker is silent"),
-    (r"Connection lost", "the broker closes the connection (a broker that ends, or another KAFKA_SECURITY_PROTOCOL)"),
+    (r"Connection lost", "the broker closes the connection: it ends, or the login or KAFKA_SECURITY_PROTOCOL is wrong"),
 ]
-CAUSE_SECONDS = 10.0  # for so long a telling cause is not replaced by a less telling one
+CAUSE_SECONDS = 30.0  # for so long a telling cause is not replaced by a less telling one
 
 
 def plain(text: str) -> str:
@@ -534,7 +545,12 @@ class KafkaLog(logging.Handler):
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(logging.WARNING)
-        self.clock, self.cause, self.rank, self.at = clock, "", len(CAUSES), -math.inf
+        self.clock = clock
+        self.forget()
+
+    def forget(self) -> None:
+        """Kafka answers: what was wrong before says nothing of what may be wrong later."""
+        self.cause, self.rank, self.at = "", len(CAUSES), -math.inf
 
     def emit(self, record: logging.LogRecord) -> None:
         text, now = record.getMessage(), self.clock()
@@ -575,7 +591,7 @@ class Delivery:
         self.acknowledged = 0
         self.lost = 0
         self.unsaved: list[tuple[bytes, bytes]] = []  # (key, value): raised, and not on the disk yet
-        self.settled: list[int] = []  # positions: acknowledged, and still on the disk
+        self.settled: set[int] = set()  # positions: acknowledged, and still on the disk
         self.sent_up_to = 0  # position
         self.refused: BaseException | None = None
         self.pause_seconds = RETRY_SECONDS[0]
@@ -603,8 +619,9 @@ class Delivery:
                 self.waiting -= 1
                 self.alive_at, self.pause_seconds = self.clock(), RETRY_SECONDS[0]
                 self.kafka.end()
+                self.kafka_log.forget()
                 if sent.position is not None:
-                    self.settled.append(sent.position)
+                    self.settled.add(sent.position)
             else:
                 refused, self.refused = True, sent.future.exception
                 if sent.position is None:
@@ -650,11 +667,12 @@ class Delivery:
         if self.clock() < self.resume_at or (self.refused and in_flight):
             return
         if self.refused:  # begin again at the oldest, so that a host's warnings stay in order
-            self.refused, self.sent_up_to = None, 0
+            self.refused, self.sent_up_to, self.alive_at = None, 0, self.clock()
         room = WINDOW - len(in_flight)
         try:
             for position, key, value in self.outbox.after(self.sent_up_to, room) if room else ():
-                self.send_one(position, key, value)
+                if position not in self.settled:
+                    self.send_one(position, key, value)
                 self.sent_up_to = position
             while self.unsaved and len(in_flight) < WINDOW:
                 self.send_one(None, *self.unsaved[0])
@@ -749,12 +767,12 @@ def samples(
             if stop.wait(min(left, idle())):
                 return
         after, at = counters(), clock()
-        if not interfaces and after.keys() != before.keys():
+        if not interfaces and (tick % 10 == 0 or after.keys() != before.keys()):
             chosen = default_interfaces()
         measured = {name: after[name] for name in sorted(after.keys() & chosen)}
         yield Sample(now(), list(measured), *bandwidth(before, measured, at - measured_at))
         before, measured_at = after, at
-        tick = max(tick + 1, math.ceil((at - started_at) / interval_seconds))
+        tick = math.floor((at - started_at) / interval_seconds + 0.5) + 1
 
 
 def bandwidth_exceed_event_system(
@@ -823,7 +841,7 @@ def check_kafka(
     certificates = Certificates(options)
     for name, count, days in certificates.days_left(datetime.now(UTC)):
         several = f"{count} certificates (a rotation is on), the first " if count > 1 else ""
-        yield days >= 0, f"{name}: {several}ends in {days} days" + (": get a new one" if days < RENEW_DAYS else "")
+        yield days >= 0, f"{name}: {several}{lifetime(days)}"
     servers = options["bootstrap_servers"]
     known = {name: value for name, value in options.items() if name in KafkaAdminClient.DEFAULT_CONFIG}
     admin = None
@@ -919,10 +937,10 @@ def topic_name(text: str) -> str:
     return text
 
 
-def host_name(text: str) -> str:
-    """A name that fits the table: 1 to 255 characters of text."""
+def printable(text: str) -> str:
+    """A name of a host or a group: 1 to 255 characters that people can read."""
     if not 1 <= len(text) <= 255 or not text.isprintable():
-        raise ValueError(f"{text!r} is no host's name: 1 to 255 printable characters")
+        raise ValueError(f"{text!r} is no name: 1 to 255 printable characters")
     return text
 
 
@@ -952,7 +970,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="an interface to measure; may be repeated (default: every one that is up, without loopback)")  # fmt: skip
     add("--topic", type=argument(topic_name), default="bandwidth_exceeds", metavar="NAME",
         help="Kafka's topic (default: bandwidth_exceeds)")  # fmt: skip
-    add("--host", type=argument(host_name), default=socket.gethostname(), metavar="NAME",
+    add("--host", type=argument(printable), default=socket.gethostname(), metavar="NAME",
         help="the name in the warnings (default: this host's name)")  # fmt: skip
     add("--outbox", type=Path, metavar="FILE",
         help="where warnings wait for Kafka (default: outbox.sqlite in $STATE_DIRECTORY, else in eventKafkaPostgres "

@@ -22,6 +22,7 @@ from kafka.errors import (
     KafkaTimeoutError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
+    SaslAuthenticationFailedError,
 )
 from kafka.future import Future
 from kafka.structs import OffsetAndMetadata
@@ -30,6 +31,7 @@ import kconsumer
 from kconsumer import (
     FIELDS,
     Database,
+    Moved,
     Recorder,
     copy_line,
     first_line,
@@ -958,6 +960,65 @@ def test_until_empty_gives_up_with_1_when_kafka_stays_away(make_recorder, kafka,
 
     assert finish_with(recorder, lambda: False) == 1
     assert clock.now < 1040
+
+
+def test_until_empty_gives_up_with_1_when_kafka_refuses_for_good(make_recorder, kafka, clock):
+    recorder = make_recorder(until_empty=True)
+    kafka.script += [SaslAuthenticationFailedError("no")] * 1000
+    assert finish_with(recorder, lambda: False) == 1
+    assert 1015 < clock.now < 1025
+
+
+# Offsets that are not where they were left
+
+
+def test_each_batch_says_where_the_database_was_left(recorder, kafka, database):
+    kafka.script += [messages(40, 43), messages(43, 46)]
+    step(recorder, 4)
+    assert [call.args[0].left_at for call in database.record.call_args_list] == [{AT: 40}, {AT: 43}]
+
+
+def test_the_first_batch_of_a_partition_that_the_database_does_not_know_was_left_nowhere(
+    make_recorder, kafka, database
+):
+    database.next_offsets.return_value = {}
+    recorder = make_recorder()
+    joins(recorder, kafka)
+    kafka.script += [messages(0, 3), messages(3, 5)]
+    step(recorder, 4)
+    assert [call.args[0].left_at for call in database.record.call_args_list] == [{AT: None}, {AT: 3}]
+
+
+def test_a_database_that_was_put_back_while_reading_is_filled_up_again(recorder, kafka, database, caplog):
+    database.record.side_effect = [Moved(), 0]
+    kafka.script += [messages(40, 43), messages(43, 46)]
+    step(recorder, 3)
+    database.next_offsets.return_value = {0: 10}
+    step(recorder, 3)
+    assert kafka.seeks[-1] == (AT, 10)
+    assert kafka.committed() == []
+    kafka.script.append(messages(10, 46))
+    step(recorder, 4)
+    assert recorded(database) == [{AT: 43}, {AT: 46}]
+    assert kafka.committed() == [{AT: 46}]
+    assert sum("are not where they were left" in message for message in caplog.messages) == 1
+
+
+def test_a_database_that_was_put_back_while_nothing_came_is_filled_up_again(recorder, kafka, database, clock):
+    database.next_offsets.return_value = {0: 10}
+    ends_at = clock.now + 1.5 * kconsumer.LOG_SECONDS
+    while clock.now < ends_at:
+        step(recorder)
+    assert kafka.seeks[-1] == (AT, 10)
+
+
+def test_a_database_that_is_where_it_was_left_is_not_sought_again(recorder, kafka, database, clock, caplog):
+    kafka.seeks.clear()
+    ends_at = clock.now + 10 * kconsumer.LOG_SECONDS
+    while clock.now < ends_at:
+        step(recorder)
+    assert kafka.seeks == []
+    assert [one for one in caplog.records if one.levelname == "WARNING"] == []
 
 
 # The end
