@@ -4,7 +4,7 @@ import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
-from datetime import timedelta, timezone
+from datetime import UTC, timedelta, timezone
 from itertools import count, pairwise
 from unittest.mock import create_autospec
 
@@ -88,7 +88,7 @@ def read_array(literal: str) -> list[str]:
     assert (literal[0], literal[-1]) == ("{", "}")
     elements, rest = [], literal[1:-1]
     while rest:
-        quoted = re.match(r'"((?:[^"\\]|\\.)*)"(?:,(?=")|$)', rest, re.DOTALL)
+        quoted = re.match(r'"((?:[^"\\]|\\.)*)"(?:, ?(?=")|$)', rest, re.DOTALL)
         assert quoted, f"no quoted element: {rest}"
         elements.append(re.sub(r"\\(.)", r"\1", quoted[1], flags=re.DOTALL))
         rest = rest[quoted.end() :]
@@ -117,7 +117,7 @@ def test_a_warning_is_one_line_of_copy():
     )
 
 
-AWKWARD = ["", " ", "\\", "\\N", "\\.", "\t", "\n", "\r", "\r\n", '"', '\\"', "'", "{", "}", "{}", "a,b", "NULL",
+AWKWARD = ["", " ", "\\", "\\N", "\\.", "\t", "\n", "\r", "\r\n", '"', '\\"', "'", "{", "}", "{}", "a,b", ",", "NULL",
            "null", "\\t", "\\\\", "a\tb\\nc\nd", "größe", "日本", "😀", "\x01", "\x7f", "\u2028", "\\x41",
            "\\101"]  # fmt: skip
 
@@ -137,6 +137,12 @@ def test_every_text_of_an_unknown_field_comes_back_as_it_was(text):
 
 @pytest.mark.parametrize("interfaces", [[], [""], ["", ""], ["a", "b", "c"], ["NULL"]])
 def test_a_list_of_interfaces_comes_back_as_it_was(interfaces):
+    assert stored(good(interfaces=interfaces))[0]["interfaces"] == interfaces
+
+
+@pytest.mark.xfail(strict=True, reason="reported: the replace() of the fast way changes a name that is ', '")
+@pytest.mark.parametrize("interfaces", [[", "], [", ", "b"], [", ", ", "]])
+def test_a_comma_and_a_space_are_a_name_like_any_other(interfaces):
     assert stored(good(interfaces=interfaces))[0]["interfaces"] == interfaces
 
 
@@ -314,6 +320,48 @@ def test_what_json_writes_comes_back_out_of_the_line(fields, extra, ensure_ascii
     read, rest = stored(json.dumps(dict(members), ensure_ascii=ensure_ascii, indent=indent).encode())
     assert rest == (extra or None)
     assert read == {**fields, **{name: float(fields[name]) for name in NUMBERS}}
+
+
+plain_texts = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='\\"')) | st.sampled_from(
+    [", ", "{,}"]
+)
+as_the_producer_writes = st.fixed_dictionaries(
+    {
+        "event_id": st.uuids().map(str),
+        "observed_at": st.datetimes(timezones=st.just(UTC)).map(lambda at: at.isoformat(timespec="microseconds")),
+        "host": plain_texts.filter(lambda text: 1 <= len(text) <= 255),
+        "interfaces": st.lists(plain_texts.filter(lambda name: name != ", "), min_size=1),
+        **dict.fromkeys(NUMBERS, st.floats(0, 1e12).map(lambda rate: round(rate, 1))),
+        "message": plain_texts,
+    }
+).map(lambda fields: {name: fields[name] for name in FIELDS})
+
+
+@settings(deadline=None)
+@given(as_the_producer_writes)
+def test_what_the_producer_writes_is_read_by_one_expression_and_comes_back(fields):
+    text = json.dumps(fields, ensure_ascii=False)
+    assert kconsumer.is_ours(text)
+    assert stored(text.encode()) == (fields, None)
+
+
+@settings(deadline=None)
+@given(as_the_producer_writes, st.data())
+def test_a_message_that_is_almost_the_producers_is_read_as_json_has_it(fields, data):
+    text = json.dumps(fields, ensure_ascii=False)
+    at = data.draw(st.integers(0, len(text)))
+    text = (
+        text[:at]
+        + data.draw(st.sampled_from(['"', "\\", "\t", "\n", "\0", " ", ",", "{", "0", "e", ""]))
+        + text[at + 1 :]
+    )
+    try:
+        read, rest = stored(text.encode())
+    except ValueError:
+        return  # then parse() rejects it
+    wanted = json.loads(text)
+    assert rest == ({name: value for name, value in wanted.items() if name not in FIELDS} or None)
+    assert read == {name: float(wanted[name]) if name in NUMBERS else wanted[name] for name in FIELDS}
 
 
 # Batches
@@ -800,9 +848,8 @@ def test_a_consumer_that_is_silent_is_made_anew_and_that_is_said_once(make_recor
     recorder.make_consumer = lambda: made.append(clock.now) or kafka.client
     kafka.client.end_offsets.side_effect = KafkaTimeoutError("Timeout")
 
-    stop.at = clock.now + 60
-    finish_with(recorder, lambda: len(made) == 3)
-    assert made[0] >= 1015
+    finish_with(recorder, lambda: len(made) == 2)
+    assert made[0] >= 1000 + kconsumer.STUCK_SECONDS
     kafka.client.close.assert_called_with(timeout_ms=1000)
     said = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
     assert len(said) == 1
@@ -842,18 +889,18 @@ def test_a_topic_that_was_made_anew_is_read_from_its_start_and_its_old_offsets_a
     make_recorder, kafka, database, caplog
 ):
     kafka.ends[AT] = 5
+    database.forget.side_effect = lambda partitions: database.next_offsets.return_value.clear()
     recorder = make_recorder()
     kafka.script.append(lambda: kafka.assign(AT))
     step(recorder, 3)
     assert not recorder.sought
-    step(recorder)
+    step(recorder, 2)
     database.forget.assert_called_once_with([0])
     assert kafka.seeks[-1] == (AT, 0)
     assert recorder.sought
     assert "warnings/0 ends at 5, but 40 were read: it was made anew; all of it is read" in caplog.messages
 
 
-@pytest.mark.xfail(strict=True, reason="reported: go_on() after a rebalance reads from 0")
 def test_a_rebalance_while_old_offsets_are_forgotten_is_sought_all_the_same(hold, make_recorder, kafka, database):
     held = hold(database.forget, None)
     database.next_offsets.return_value = {0: 40, 1: 70}
@@ -962,6 +1009,7 @@ def test_until_empty_gives_up_with_1_when_kafka_stays_away(make_recorder, kafka,
     assert clock.now < 1040
 
 
+@pytest.mark.xfail(strict=True, reason="reported: each new consumer sets heard_at, so given_up() never comes")
 def test_until_empty_gives_up_with_1_when_kafka_refuses_for_good(make_recorder, kafka, clock):
     recorder = make_recorder(until_empty=True)
     kafka.script += [SaslAuthenticationFailedError("no")] * 1000
@@ -974,7 +1022,7 @@ def test_until_empty_gives_up_with_1_when_kafka_refuses_for_good(make_recorder, 
 
 def test_each_batch_says_where_the_database_was_left(recorder, kafka, database):
     kafka.script += [messages(40, 43), messages(43, 46)]
-    step(recorder, 4)
+    step(recorder, 8)
     assert [call.args[0].left_at for call in database.record.call_args_list] == [{AT: 40}, {AT: 43}]
 
 
@@ -985,16 +1033,16 @@ def test_the_first_batch_of_a_partition_that_the_database_does_not_know_was_left
     recorder = make_recorder()
     joins(recorder, kafka)
     kafka.script += [messages(0, 3), messages(3, 5)]
-    step(recorder, 4)
+    step(recorder, 8)
     assert [call.args[0].left_at for call in database.record.call_args_list] == [{AT: None}, {AT: 3}]
 
 
 def test_a_database_that_was_put_back_while_reading_is_filled_up_again(recorder, kafka, database, caplog):
     database.record.side_effect = [Moved(), 0]
-    kafka.script += [messages(40, 43), messages(43, 46)]
-    step(recorder, 3)
+    kafka.script.append(messages(40, 43))
+    step(recorder, 2)
     database.next_offsets.return_value = {0: 10}
-    step(recorder, 3)
+    step(recorder, 4)
     assert kafka.seeks[-1] == (AT, 10)
     assert kafka.committed() == []
     kafka.script.append(messages(10, 46))
@@ -1034,7 +1082,6 @@ def test_stopping_lets_the_database_finish_and_leaves_the_group(recorder, kafka,
     kafka.client.close.assert_called_once_with(timeout_ms=1000)
 
 
-@pytest.mark.xfail(strict=True, reason="reported: close() lets seek() raise")
 def test_stopping_does_not_fail_while_kafka_is_away(make_recorder, kafka):
     recorder = make_recorder()
     kafka.script.append(lambda: kafka.assign(AT))
@@ -1202,9 +1249,9 @@ def run_main(argv, capsys):
         (["--topic", "a b"], "argument --topic: 'a b' is no topic's name"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["--until-empty=yes"], "ignored explicit argument"),
-        pytest.param(
-            ["--group", ""], "--group", marks=pytest.mark.xfail(strict=True, reason="reported: an empty group starts")
-        ),
+        (["--group", ""], "argument --group: '' is no name: 1 to 255 printable characters"),
+        (["--group", "x" * 256], "argument --group"),
+        (["--group", "a\nb"], "argument --group"),
     ],
 )
 def test_a_wrong_argument_ends_with_status_2_and_one_line(environ, capsys, argv, message):

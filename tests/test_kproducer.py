@@ -192,6 +192,7 @@ def test_a_warnings_fields_are_the_columns_of_the_table_in_their_order():
 
 def test_the_consumer_takes_what_the_producer_writes():
     value = json.dumps(the_warning(), ensure_ascii=False).encode()
+    assert kconsumer.is_ours(value.decode())  # the fast way
     line = kconsumer.copy_line(value, "bandwidth_exceeds", 0, 5)
     assert line.startswith("01a20b20-7007-7b5a-b044-fec6a3afb754\t2026-11-23T16:22:04.796005+00:00\tweb-1\t")
 
