@@ -281,28 +281,31 @@ def refuse_constant(name: str) -> NoReturn:
 
 
 decoder = json.JSONDecoder(parse_float=Number, parse_int=Number, parse_constant=refuse_constant)
-scan = decoder.scan_once  # type: ignore[attr-defined]
-is_time = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:Z|[+-](?:0[0-9]|1[0-5]):[0-5][0-9])"
-).fullmatch
-is_uuid = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}").fullmatch
-is_long = re.compile(r"[eE]|\d{25}").search  # a number that may be beyond a double precision
-FIELDS = ("event_id", "observed_at", "host", "interfaces", "bytes_sent_per_second", "bytes_received_per_second",
-          "bytes_per_second", "limit_bytes_per_second", "message")  # fmt: skip
-KINDS = (str, str, str, list, Number, Number, Number, Number, str)
-ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
-
-
-# What kproducer.py writes, to the letter: no other text can stand between these quotes and signs. Any other message
-# that is as good takes the longer way of copy_line(), to the same row.
+FIELDS = {
+    "event_id": str,
+    "observed_at": str,
+    "host": str,
+    "interfaces": list,
+    "bytes_sent_per_second": Number,
+    "bytes_received_per_second": Number,
+    "bytes_per_second": Number,
+    "limit_bytes_per_second": Number,
+    "message": str,
+}
+UUID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
+TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}"
 TEXT, NUMBER = r'[^"\\\x00-\x1f]', r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,9})?"
+is_uuid = re.compile(UUID, re.IGNORECASE | re.ASCII).fullmatch
+is_time = re.compile(TIME.replace("T", "[T ]") + r"(?:\.[0-9]+)?(?:Z|[+-](?:0[0-9]|1[0-5]):[0-5][0-9])").fullmatch
+# What kproducer.py writes, to the letter: no text in it can hold what COPY, an array or PostgreSQL minds. Any other
+# message that is as good takes the longer way, to the same row.
 is_ours = re.compile(
-    r'\{"event_id": "([0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12})", '
-    r'"observed_at": "([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\+00:00)", '
-    rf'"host": "({TEXT}{{1,255}})", "interfaces": \[("{TEXT}*"(?:, "{TEXT}*")*)\], '
-    rf'"bytes_sent_per_second": ({NUMBER}), "bytes_received_per_second": ({NUMBER}), '
-    rf'"bytes_per_second": ({NUMBER}), "limit_bytes_per_second": ({NUMBER}), "message": "({TEXT}*)"\}}'
+    rf'\{{"event_id": "({UUID})", "observed_at": "({TIME}\.[0-9]{{6}}\+00:00)", "host": "({TEXT}{{1,255}})", '
+    rf'"interfaces": \[("{TEXT}*"(?:, "{TEXT}*")*)\], "bytes_sent_per_second": ({NUMBER}), '
+    rf'"bytes_received_per_second": ({NUMBER}), "bytes_per_second": ({NUMBER}), '
+    rf'"limit_bytes_per_second": ({NUMBER}), "message": "({TEXT}*)"\}}'
 ).fullmatch
+ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 
 
 def copy_line(value: bytes, topic: str, partition: int, offset: int) -> str:
@@ -310,64 +313,44 @@ def copy_line(value: bytes, topic: str, partition: int, offset: int) -> str:
     text = value.decode()
     if ours := is_ours(text):
         event_id, observed_at, host, array, sent, received, total, limit, message = ours.groups()
-        datetime.fromisoformat(observed_at)  # ValueError: there is no such day or hour
-        array = array.replace('", "', '","')
-        return (
-            f"{event_id}\t{observed_at}\t{host}\t{{{array}}}\t{sent}\t{received}\t{total}\t{limit}\t{message}\t"
-            f"{topic}\t{partition}\t{offset}\t\\N\n"
-        )
-    try:
-        fields, end = scan(text, 0)
-    except StopIteration:
-        end = -1
-    if end != len(text):
-        fields = decoder.decode(text)  # white space around it, or the error
-    try:
-        event_id, observed_at, host, interfaces, sent, received, total, limit, message = values = [
-            fields[name] for name in FIELDS
-        ]
-    except (TypeError, KeyError, IndexError) as error:
-        raise ValueError(f"missing field {error}" if isinstance(fields, dict) else "no JSON object") from None
-    if (*map(type, values),) != KINDS:
-        wrong = next(name for name, value, kind in zip(FIELDS, values, KINDS, strict=True) if type(value) is not kind)
-        raise ValueError(f"{wrong} has the wrong type")
+        array, extra = array.replace('", "', '","'), r"\N"
+    else:
+        event_id, observed_at, host, array, sent, received, total, limit, message, extra = copy_fields(text)
+    datetime.fromisoformat(observed_at)  # ValueError: there is no such day or hour
+    return (
+        f"{event_id}\t{observed_at}\t{host}\t{{{array}}}\t{sent}\t{received}\t{total}\t{limit}\t{message}\t"
+        f"{topic}\t{partition}\t{offset}\t{extra}\n"
+    )
+
+
+def copy_fields(text: str) -> list[str]:
+    """The columns of a message that need not be ours, escaped for COPY; `extra` is the last. ValueError as above."""
+    fields = decoder.decode(text)
+    if type(fields) is not dict:
+        raise ValueError("no JSON object")
+    for name, kind in FIELDS.items():
+        if type(fields.get(name)) is not kind:
+            raise ValueError(f"{name} {'has the wrong type' if name in fields else 'is missing'}")
+        if kind is Number and not math.isfinite(float(fields[name])):
+            raise ValueError(f"{name} is beyond a double precision")
+    event_id, observed_at, host, interfaces, *numbers, message = (fields[name] for name in FIELDS)
     if not is_uuid(event_id):
         raise ValueError("event_id is no UUID")
     if not is_time(observed_at):
         raise ValueError("observed_at is no time with a time zone (RFC 3339)")
-    datetime.fromisoformat(observed_at)  # ValueError: there is no such day or hour
     if len(host) > HOST_CHARACTERS:
         raise ValueError(f"host is longer than {HOST_CHARACTERS} characters")
-    for name in interfaces:
-        if type(name) is not str:
-            raise ValueError("interfaces has the wrong type")
-    numbers = f"{sent}\t{received}\t{total}\t{limit}"
-    if is_long(numbers) and not all(math.isfinite(float(number)) for number in numbers.split("\t")):
-        raise ValueError("a number is beyond a double precision")
-    extra = r"\N"
-    if "\\" not in text and len(fields) == len(FIELDS):  # then no text holds what COPY, an array or PostgreSQL minds
-        array = '","'.join(interfaces)
-    else:
-        if len(fields) > len(FIELDS):
-            extra = extra_fields(text).translate(ESCAPES)
-        array = '","'.join(name.replace("\\", r"\\").replace('"', r"\"") for name in interfaces).translate(ESCAPES)
-        host, message = host.translate(ESCAPES), message.translate(ESCAPES)
-        if "\0" in f"{host}{array}{message}":
-            raise ValueError("a text holds a NUL, which PostgreSQL does not store")
-        f"{host}{array}{message}{extra}".encode()  # UnicodeEncodeError is a ValueError: half a surrogate pair
-    array = f'{{"{array}"}}' if interfaces else "{}"
-    return (
-        f"{event_id}\t{observed_at}\t{host}\t{array}\t{numbers}\t{message}\t{topic}\t{partition}\t{offset}\t{extra}\n"
-    )
-
-
-def extra_fields(text: str) -> str:
-    """The fields that the table has no column for, as JSON. ValueError when jsonb can't hold them."""
+    if any(type(name) is not str for name in interfaces):
+        raise ValueError("interfaces has the wrong type")
+    array = ",".join('"' + name.replace("\\", r"\\").replace('"', r"\"") + '"' for name in interfaces)
     extra = {name: value for name, value in json.loads(text).items() if name not in FIELDS}
-    dumped = json.dumps(extra, ensure_ascii=False, allow_nan=False)
-    if r"\u0000" in dumped.replace(r"\\", ""):
+    dumped = json.dumps(extra, ensure_ascii=False, allow_nan=False) if extra else ""
+    texts = f"{host}{array}{message}"
+    if "\0" in texts or r"\u0000" in dumped.replace(r"\\", ""):
         raise ValueError("a text holds a NUL, which PostgreSQL does not store")
-    return dumped
+    f"{texts}{dumped}".encode()  # UnicodeEncodeError is a ValueError: half a surrogate pair
+    host, array, message, dumped = (column.translate(ESCAPES) for column in (host, array, message, dumped))
+    return [event_id, observed_at, host, array, *numbers, message, dumped or r"\N"]
 
 
 def heartbeat(value: bytes | None) -> dict[str, str]:

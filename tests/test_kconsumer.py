@@ -53,7 +53,7 @@ GOOD = {
     "limit_bytes_per_second": 1000000.0,
     "message": "Bandwidth exceeded on web-1: 3.93 MB/s is over the limit of 1.00 MB/s",
 }
-NUMBERS = FIELDS[4:8]
+NUMBERS = tuple(FIELDS)[4:8]
 
 
 def good(**changed):
@@ -200,7 +200,7 @@ def test_any_time_with_its_zone_goes_on_as_it_stands(observed_at):
         (b"7", "no JSON object"),
         (b'"text"', "no JSON object"),
         (b"[" + good() + b"]", "no JSON object"),
-        (b"{}", "missing field 'event_id'"),
+        (b"{}", "event_id is missing"),
         (good().replace(b"web-1", b"web\t1"), "Invalid control character"),
         (b"[" * 100 + b"]" * 100, "no JSON object"),
         (good(event_id="not-a-uuid"), "event_id is no UUID"),
@@ -222,7 +222,7 @@ def test_any_time_with_its_zone_goes_on_as_it_stands(observed_at):
         (good(interfaces=[1]), "interfaces has the wrong type"),
         (good(interfaces=["a", None]), "interfaces has the wrong type"),
         (good(interfaces=[["a"]]), "interfaces has the wrong type"),
-        *((good(**{name: ...}), f"missing field '{name}'") for name in FIELDS),
+        *((good(**{name: ...}), f"{name} is missing") for name in FIELDS),
         *((good(**{name: None}), f"{name} has the wrong type") for name in FIELDS),
         *((good(**{name: True}), f"{name} has the wrong type") for name in FIELDS),
         *((good(**{name: {}}), f"{name} has the wrong type") for name in FIELDS),
@@ -231,10 +231,10 @@ def test_any_time_with_its_zone_goes_on_as_it_stands(observed_at):
         *((good(**{name: math.nan}), "NaN is no number") for name in NUMBERS),
         *((good(**{name: math.inf}), "Infinity is no number") for name in NUMBERS),
         *((good(**{name: -math.inf}), "-Infinity is no number") for name in NUMBERS),
-        (good(bytes_per_second=77777).replace(b"77777", b"1e400"), "a number is beyond a double precision"),
-        (good(bytes_per_second=77777).replace(b"77777", b"-1E400"), "a number is beyond a double precision"),
-        (good(bytes_per_second=77777).replace(b"77777", b"9" * 400), "a number is beyond a double precision"),
-        (good(bytes_per_second=77777).replace(b"77777", b"9" * 10_000), "a number is beyond a double precision"),
+        (good(bytes_per_second=77777).replace(b"77777", b"1e400"), "is beyond a double precision"),
+        (good(bytes_per_second=77777).replace(b"77777", b"-1E400"), "is beyond a double precision"),
+        (good(bytes_per_second=77777).replace(b"77777", b"9" * 400), "is beyond a double precision"),
+        (good(bytes_per_second=77777).replace(b"77777", b"9" * 10_000), "is beyond a double precision"),
         (good(bytes_per_second=77777).replace(b"77777", b"007"), "delimiter"),
         (good(host="a\0b"), "a text holds a NUL"),
         (good(message="\0"), "a text holds a NUL"),
@@ -396,7 +396,7 @@ anything = json_values | st.text() | st.just(math.nan) | st.just(["a"])
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.sampled_from(FIELDS), anything), extras)
+@given(st.dictionaries(st.sampled_from(list(FIELDS)), anything), extras)
 @example({"observed_at": "2026-11-23\ud80011:22:04+00:00"}, {})
 def test_parse_takes_any_fields_and_each_row_can_be_sent(changed, extra):
     batch = parse({AT: [record(json.dumps(GOOD | changed | extra).encode())]})
