@@ -1092,6 +1092,15 @@ def test_stopping_does_not_fail_while_kafka_is_away(make_recorder, kafka):
     recorder.close()
 
 
+def test_stopping_shows_kafka_the_last_offsets_if_it_is_there(recorder, kafka):
+    kafka.script.append(messages(40, 43))
+    step(recorder, 3)
+    kafka.client.commit.side_effect = KafkaTimeoutError()
+    recorder.close()
+    kafka.client.commit.assert_called_once_with({AT: OffsetAndMetadata(43, "", -1)}, timeout_ms=1000)
+    kafka.client.close.assert_called_once_with(timeout_ms=1000)
+
+
 def test_a_recorder_that_is_stopped_at_once_ends_with_0(make_recorder, stop):
     stop.set()
     recorder = make_recorder()
