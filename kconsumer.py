@@ -294,14 +294,14 @@ FIELDS = {
 }
 UUID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
 TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}"
-TEXT, NUMBER = r'[^"\\\x00-\x1f]', r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,9})?"
+TEXT, NAME, NUMBER = r'[^"\\\x00-\x1f]', r'[^"\\,\x00-\x1f]', r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,9})?"
 is_uuid = re.compile(UUID, re.IGNORECASE | re.ASCII).fullmatch
 is_time = re.compile(TIME.replace("T", "[T ]") + r"(?:\.[0-9]+)?(?:Z|[+-](?:0[0-9]|1[0-5]):[0-5][0-9])").fullmatch
 # What kproducer.py writes, to the letter: no text in it can hold what COPY, an array or PostgreSQL minds. Any other
 # message that is as good takes the longer way, to the same row.
 is_ours = re.compile(
     rf'\{{"event_id": "({UUID})", "observed_at": "({TIME}\.[0-9]{{6}}\+00:00)", "host": "({TEXT}{{1,255}})", '
-    rf'"interfaces": \[("{TEXT}*"(?:, "{TEXT}*")*)\], "bytes_sent_per_second": ({NUMBER}), '
+    rf'"interfaces": \[("{NAME}*"(?:, "{NAME}*")*)\], "bytes_sent_per_second": ({NUMBER}), '
     rf'"bytes_received_per_second": ({NUMBER}), "bytes_per_second": ({NUMBER}), '
     rf'"limit_bytes_per_second": ({NUMBER}), "message": "({TEXT}*)"\}}'
 ).fullmatch
@@ -641,7 +641,7 @@ class Recorder:
         self.then: Callable[[Any], None]  # what to do with its result
         self.batches: deque[Batch] = deque()  # read and not recorded, at most two; the first may be on its way
         self.pause_seconds, self.retry_at = RETRY_SECONDS[0], 0.0
-        self.heard_at = self.answered_at = clock()  # from Kafka; by PostgreSQL
+        self.heard_at = self.made_at = self.answered_at = clock()  # from Kafka; its consumer; by PostgreSQL
         self.shown_at = self.logged_at = self.verified_at = clock()
         self.ends: dict[TopicPartition, int] | None = None  # where the topic ended at the start
         self.finished = False
@@ -672,8 +672,12 @@ class Recorder:
     def is_stuck(self, error: KafkaError) -> bool:
         """Whether only a new consumer can go on. It costs a session's time until the group gives it partitions."""
         if isinstance(error, KafkaTimeoutError):
-            return self.kafka_log.cause != REFUSED and self.clock() - self.heard_at > STUCK_SECONDS
+            return self.kafka_log.cause != REFUSED and self.silent_seconds() > STUCK_SECONDS
         return not isinstance(error, GOES_ON)
+
+    def silent_seconds(self) -> float:
+        """For how long this consumer has heard nothing from Kafka."""
+        return self.clock() - max(self.heard_at, self.made_at)
 
     def given_up(self) -> bool:
         """Whether Kafka or PostgreSQL has been away for too long."""
@@ -688,7 +692,7 @@ class Recorder:
         if self.consumer is None:
             self.assignment.consumer = self.consumer = self.make_consumer()
             self.consumer.subscribe([self.topic], listener=self.assignment)
-            self.heard_at = self.clock()
+            self.made_at = self.clock()
         if self.job:
             self.finish_job()
         if self.assignment.changed:
@@ -852,7 +856,7 @@ class Recorder:
 
     def ask_if_silent(self) -> None:
         """An idle topic and a dead connection look alike: ask. KafkaTimeoutError when it is dead."""
-        silent_seconds = self.clock() - self.heard_at
+        silent_seconds = self.silent_seconds()
         if silent_seconds > IDLE_SECONDS or (silent_seconds > SUSPECT_SECONDS and self.kafka_log.at > self.heard_at):
             self.ask()
             if self.sought:

@@ -266,7 +266,7 @@ class Certificates:
             elif tls.get("ssl_keyfile"):
                 raise ValueError("KAFKA_SSL_CERTFILE is not set, but KAFKA_SSL_KEYFILE is: a client needs both")
         except ssl.SSLError as error:
-            raise ValueError(f"{wrong}: {error.reason or error}") from error
+            raise ValueError(f"{wrong}: {getattr(error, 'reason', None) or error}") from error
 
     def changed(self) -> list[int]:
         """When each file was changed."""
