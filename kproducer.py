@@ -31,7 +31,7 @@ from uuid import UUID
 import psutil
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, OffsetSpec
-from kafka.errors import KafkaConfigurationError, KafkaError
+from kafka.errors import KafkaConfigurationError, KafkaError, UnrecognizedBrokerVersion
 
 from simpleEvents import EventSystem
 
@@ -170,7 +170,8 @@ def kafka_options(
     if not chosen.get("bootstrap_servers"):
         raise ValueError("KAFKA_BOOTSTRAP_SERVERS is not set: give the brokers' addresses as host:port,host:port")
     for address in chosen["bootstrap_servers"].split(","):
-        if not re.fullmatch(r"\s*(\[[0-9a-fA-F:]+\]|[^\s:,/]+):[0-9]{1,5}\s*", address):
+        found = re.fullmatch(r"\s*(?:\[[0-9a-fA-F:]+\]|[^\s:,/]+):([0-9]{1,5})\s*", address)
+        if not found or not 1 <= int(found[1]) <= 65535:
             raise ValueError("KAFKA_BOOTSTRAP_SERVERS must be the brokers' addresses, as host:port,host:port")
     if chosen["security_protocol"] not in SECURITY_PROTOCOLS:
         raise ValueError(f"KAFKA_SECURITY_PROTOCOL must be one of {', '.join(SECURITY_PROTOCOLS)}")
@@ -202,7 +203,7 @@ def make_client(client: Any, context: ssl.SSLContext | None, options: Mapping[st
     """A KafkaProducer or KafkaConsumer. ValueError when its options don't go together."""
     try:
         return client(ssl_context=context, **options)
-    except (AssertionError, RuntimeError, TypeError, KafkaConfigurationError) as error:
+    except (AssertionError, RuntimeError, TypeError, KafkaConfigurationError, UnrecognizedBrokerVersion) as error:
         raise ValueError(f"kafka-python can't use these KAFKA_ settings: {error}") from error
 
 
@@ -736,7 +737,7 @@ class Delivery:
 def read_counters() -> dict[str, tuple[int, int]]:
     """Bytes sent and received by each interface of this host since it came up."""
     counters = psutil.net_io_counters(pernic=True, nowrap=False)
-    return {name: (counter.bytes_sent, counter.bytes_recv) for name, counter in counters.items()}
+    return {name: (counter.bytes_sent, counter.bytes_recv) for name, counter in counters.items() if name.isprintable()}
 
 
 def default_interfaces() -> set[str]:
