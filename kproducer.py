@@ -409,16 +409,20 @@ class Outbox:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.connection = sqlite3.connect(path, timeout=2.0, isolation_level=None)
-        # An exclusive lock is held until the process ends: it is what keeps a second producer out.
-        for statement in (
-            "pragma locking_mode = exclusive",
-            "pragma journal_mode = wal",
-            "pragma synchronous = full",
-            "create table if not exists warnings (position integer primary key autoincrement, key blob, value blob)",
-        ):
-            self.connection.execute(statement)
-        if (found := self.connection.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
-            raise sqlite3.DatabaseError(found)
+        try:
+            # An exclusive lock is held until the process ends: it is what keeps a second producer out.
+            for statement in (
+                "pragma locking_mode = exclusive",
+                "pragma journal_mode = wal",
+                "pragma synchronous = full",
+                "create table if not exists warnings (position integer primary key autoincrement, key, value)",
+            ):
+                self.connection.execute(statement)
+            if (found := self.connection.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(found)
+        except sqlite3.Error:
+            self.connection.close()
+            raise
 
     def transaction(self) -> sqlite3.Connection:
         """Use with `with`: what is inside is stored on disk as a whole, or not at all."""
