@@ -467,11 +467,14 @@ class Database:
     def make_tables(self, cursor: Any) -> None:
         """Make what is missing. InsufficientPrivilege names it when there is no right to."""
         self.wait_for(SETUP_SECONDS)
-        cursor.execute(MISSING, (list(TABLES),))
-        missing = [name for (name,) in cursor.fetchall()]
+        if not missing_tables(cursor):
+            return
+        cursor.execute("begin; select pg_advisory_xact_lock(hashtext('eventKafkaPostgres'))")  # one consumer at a time
+        missing = missing_tables(cursor)
         try:
             for name in missing:
                 cursor.execute(TABLES[name])
+            cursor.execute("commit")
         except psycopg2.errors.InsufficientPrivilege as error:
             raise psycopg2.errors.InsufficientPrivilege(
                 f"there is no {', no '.join(missing)}, and no right to create it: {first_line(error)}"
@@ -552,6 +555,12 @@ class Database:
                 return [(rows[0][0], first_line(error))]
         middle = len(rows) // 2
         return self.merge(cursor, rows[:middle]) + self.merge(cursor, rows[middle:])
+
+
+def missing_tables(cursor: Any) -> list[str]:
+    """The names in TABLES that the database does not have."""
+    cursor.execute(MISSING, (list(TABLES),))
+    return [name for (name,) in cursor.fetchall()]
 
 
 def first_line(error: BaseException) -> str:
@@ -932,8 +941,7 @@ def check_postgres(database: Database) -> Iterator[Finding]:
                 + ("" if abs(difference) < CLOCK_SECONDS else ": set it by NTP"),
             )
             yield free > 0, f"connections: {free} free" + ("" if free > 0 else ": end some, or raise max_connections")
-            cursor.execute(MISSING, (list(TABLES),))
-            missing = [name for (name,) in cursor.fetchall()]
+            missing = missing_tables(cursor)
             cursor.execute(MAY_CREATE)
             may_create = cursor.fetchone()[0]
             there = [name for name in SHAPES if name not in missing]

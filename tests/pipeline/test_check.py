@@ -140,10 +140,10 @@ KAFKA_LINES = {
     "no such host": r"✗ Kafka: \S+: there is no host nowhere\.invalid\S*",
     "foreign CA": r"✗ Kafka: \S+: the broker's certificate is not signed by the CA in KAFKA_SSL_CAFILE",
     "foreign client": r"✗ Kafka: \S+: the broker does not accept the client certificate in KAFKA_SSL_CERTFILE",
-    "expired client": r"✗ KAFKA_SSL_CERTFILE: ends in -\d+ days: get a new one",
+    "expired client": r"✗ KAFKA_SSL_CERTFILE: ended \d+ days ago.*get a new one",
     "no client certificate": r"✗ Kafka: \S+: the broker wants a client certificate: set KAFKA_SSL_CERTFILE and .*",
     "plain text": r"✗ Kafka: \S+: KAFKA_SECURITY_PROTOCOL does not fit this port of the broker",
-    "SASL on another port": r"✗ Kafka: \S+: .*another KAFKA_SECURITY_PROTOCOL\)",
+    "SASL on another port": r"✗ Kafka: \S+: .*KAFKA_SECURITY_PROTOCOL.*",
     "SASL password": r"✗ Kafka: \S+: the broker does not accept KAFKA_SASL_PLAIN_USERNAME with its password",
     "no topic": r"✗ topic \S+: missing, .*; create it and grant DESCRIBE on it",
 }
