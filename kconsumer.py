@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -61,6 +61,7 @@ from kproducer import (
 )
 
 POLL_MS = 1000  # as long as the broker holds a fetch when there is nothing: longer is cheaper, and no slower
+HASTY_POLL_MS = 200  # the same with --until-empty
 SILENCE_SECONDS = 8.0  # PostgreSQL made no progress for so long: its connection is given up
 SETUP_SECONDS = 600.0  # the same while tables and indexes are made
 RETRY_SECONDS = (1.0, 4.0, 30.0)  # pauses: the first, the longest when nothing answers, when PostgreSQL refuses
@@ -251,19 +252,21 @@ update rejected_messages set topic = topic || ' before ' || now() where topic = 
 
 CLOCK_AND_SLOTS = """
 select extract(epoch from clock_timestamp())::float8, current_setting('max_connections')::int
-- current_setting('superuser_reserved_connections')::int - count(*)
-from pg_stat_activity where backend_type = 'client backend'"""
-MAY_CREATE = "select has_schema_privilege(current_schema(), 'CREATE')"
-SHAPES = {  # of each table: its columns, and what has to be granted on it
-    "bandwidth_exceeds": (COLUMNS, "INSERT SELECT"),
-    "rejected_messages": ('topic, partition, "offset", key, value, reason', "INSERT SELECT UPDATE"),
-    "consumed_offsets": ("consumer_group, topic, partition, next_offset", "INSERT SELECT UPDATE DELETE"),
-    "heartbeats": ("host, heartbeat_at, recorded_at", "INSERT SELECT UPDATE"),
+- current_setting('superuser_reserved_connections')::int - sum(numbackends)::int + 1 from pg_stat_database"""
+RIGHTS = """
+select has_schema_privilege(current_schema(), 'CREATE'), has_database_privilege(current_database(), 'TEMPORARY')"""
+GRANTS = {  # what has to be granted on each table
+    "bandwidth_exceeds": ["INSERT", "SELECT"],
+    "rejected_messages": ["INSERT", "SELECT", "UPDATE"],
+    "consumed_offsets": ["INSERT", "SELECT", "UPDATE", "DELETE"],
+    "heartbeats": ["INSERT", "SELECT", "UPDATE"],
 }
 LACKING = "select needed from unnest(%s::text[]) as needed where not has_table_privilege(%s, needed)"
+COLUMN = re.compile(r'^    "?(?!primary key)(\w+)"? (double precision|\w+(?:\[\])?)', re.MULTILINE)
 COLUMNS_LACKING = """
-select name from unnest(%s::text[]) as name where not exists (
-    select from pg_attribute where attrelid = %s::regclass and attname = name and attnum > 0 and not attisdropped)"""
+select name || ' ' || type from unnest(%s::text[], %s::text[]) as wanted (name, type) where not exists (
+    select from pg_attribute where attrelid = %s::regclass and attname = name and atttypid = type::regtype
+    and not attisdropped)"""
 
 
 # The rows
@@ -353,14 +356,14 @@ def copy_fields(text: str) -> list[str]:
     return [event_id, observed_at, host, array, *numbers, message, dumped or r"\N"]
 
 
-def heartbeat(value: bytes | None) -> dict[str, str]:
-    """{host: heartbeat_at} of a heartbeat; {} when the message is none."""
+def heartbeat(value: bytes | None) -> tuple[str, datetime] | None:
+    """Host and time of a heartbeat; None when the message is none."""
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         fields = json.loads(value or b"")
         host, at = fields["host"], fields["heartbeat_at"]
-        if len(fields) == 2 and type(host) is str and host.encode() and is_time(at) and datetime.fromisoformat(at):
-            return {host: at} if len(host) <= HOST_CHARACTERS and "\0" not in host else {}
-    return {}
+        if len(fields) == 2 and type(host) is str and host.encode() and is_time(at):
+            return (host, datetime.fromisoformat(at)) if len(host) <= HOST_CHARACTERS and "\0" not in host else None
+    return None
 
 
 class Moved(Exception):
@@ -373,7 +376,7 @@ class Batch:
 
     rows: list[tuple[Any, str]] = field(default_factory=list)  # record and its line for COPY
     rejected: list[tuple[Any, str]] = field(default_factory=list)  # record and the reason
-    heartbeats: dict[str, str] = field(default_factory=dict)  # host and time
+    heartbeats: dict[str, datetime] = field(default_factory=dict)  # host and its latest
     next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
     left_at: dict[TopicPartition, int | None] = field(
         default_factory=dict
@@ -391,7 +394,8 @@ def parse(polled: Mapping[TopicPartition, Iterable[Any]]) -> Batch:
                 batch.rows.append((record, copy_line(record.value, topic, partition, record.offset)))
             except (ValueError, RecursionError) as error:
                 if beat := heartbeat(record.value):
-                    batch.heartbeats.update(beat)
+                    host, at = beat
+                    batch.heartbeats[host] = max(at, batch.heartbeats.get(host, at))
                 else:
                     batch.rejected.append((record, str(error)))
         batch.next_offsets[TopicPartition(topic, partition)] = record.offset + 1
@@ -486,17 +490,6 @@ class Database:
             cursor.execute(NEXT_OFFSETS, (self.group, self.topic))
             return dict(cursor.fetchall())
 
-    def peek(self) -> dict[int, int] | None:
-        """next_offsets(), but nothing is made; None when there is no answer, or no table yet."""
-        with (
-            contextlib.suppress(psycopg2.Error),
-            contextlib.closing(psycopg2.connect(self.url, **self.options)) as connection,
-            connection.cursor() as cursor,
-        ):
-            cursor.execute(NEXT_OFFSETS, (self.group, self.topic))
-            return dict(cursor.fetchall())
-        return None
-
     def forget(self, partitions: Sequence[int]) -> None:
         """Begin partitions of a topic that was made anew at its start."""
         with self.cursor() as cursor:
@@ -566,6 +559,22 @@ def missing_tables(cursor: Any) -> list[str]:
 def first_line(error: BaseException) -> str:
     """What the error says, without the data that PostgreSQL quotes below."""
     return " ".join(re.split(r"\n(?:LINE|DETAIL|HINT|CONTEXT)", str(error))[0].split()) or type(error).__name__
+
+
+POSTGRES_REMEDIES = [
+    (r"certificate verify failed", "PGSSLROOTCERT must name the CA of this server"),
+    (r"password authentication failed|no password supplied", "correct PGUSER, PGPASSWORD or DATABASE_URL"),
+    (r"no encryption|does not support SSL", "the server and PGSSLMODE don't agree on TLS"),
+    (r"Connection refused|timeout expired|translate host name|unreachable", "is PGHOST right, PGPORT, the firewall?"),
+    (r'database ".*" does not exist', "correct PGDATABASE or DATABASE_URL"),
+    (r"temporary tables", "grant TEMPORARY on the database to this user"),
+]
+
+
+def explained(error: BaseException) -> str:
+    """What the error says, and what to do where that is known."""
+    text = first_line(error)
+    return next((f"{text}: {remedy}" for pattern, remedy in POSTGRES_REMEDIES if re.search(pattern, text)), text)
 
 
 def postgres_options(environ: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
@@ -643,6 +652,7 @@ class Recorder:
         self.kafka, self.postgres = Outage("Kafka", logger), Outage("PostgreSQL", logger)
         self.consumer: Any = None
         self.assignment = Assignment()
+        self.poll_ms = HASTY_POLL_MS if until_empty else POLL_MS
         self.joined = False  # whether the group assigned partitions, perhaps none
         self.sought = False  # whether the positions are those of the database
         self.pool = ThreadPoolExecutor(max_workers=1)
@@ -675,6 +685,7 @@ class Recorder:
                 self.kafka.begin(self.kafka_log.cause or plain(str(error)))
                 if self.is_stuck(error):
                     self.close_consumer()
+                self.renew()  # what Kafka refuses may be a certificate that has ended
                 self.stop.wait(1.0)
         return 0
 
@@ -709,7 +720,7 @@ class Recorder:
             self.lose_place()  # what is in hand may be somebody else's now
         free = not self.job and self.clock() >= self.retry_at
         if not self.joined:
-            self.consumer.poll(timeout_ms=POLL_MS)
+            self.consumer.poll(timeout_ms=self.poll_ms)
         elif not self.sought:
             if free:
                 if self.kafka.causes:
@@ -746,7 +757,7 @@ class Recorder:
         try:
             result = job.result()
         except psycopg2.Error as error:
-            self.postgres.begin(first_line(error))
+            self.postgres.begin(explained(error))
             longest = RETRY_SECONDS[2] if error.pgcode or "FATAL" in str(error) else RETRY_SECONDS[1]
             self.retry_at = self.clock() + min(self.pause_seconds, longest)
             self.pause_seconds *= 2
@@ -800,7 +811,7 @@ class Recorder:
         """Read the next batch, or see that there is none."""
         if paused := self.consumer.paused():
             self.consumer.resume(*paused)
-        polled = self.consumer.poll(timeout_ms=POLL_MS)
+        polled = self.consumer.poll(timeout_ms=self.poll_ms)
         if self.assignment.changed:
             return
         if polled:
@@ -924,8 +935,9 @@ class Recorder:
 # --check
 
 
-def check_postgres(database: Database) -> Iterator[Finding]:
-    """The server, its clock and its free connections, the tables and the rights to them."""
+def check_postgres(database: Database) -> Generator[Finding, None, dict[int, int] | None]:
+    """The server, its clock and its free connections, the tables and the rights. Returns the stored offsets, if any."""
+    stored: dict[int, int] = {}
     try:
         with contextlib.closing(psycopg2.connect(database.url, **database.options)) as connection:
             connection.autocommit = True
@@ -934,44 +946,47 @@ def check_postgres(database: Database) -> Iterator[Finding]:
             yield True, f"PostgreSQL {info.server_version // 10000}: {info.host}:{info.port} answers, {tls}"
             cursor.execute(CLOCK_AND_SLOTS)
             server_seconds, free = cursor.fetchone()
-            difference = server_seconds - time.time()
-            yield (
-                abs(difference) < CLOCK_SECONDS,
-                f"clock: {abs(difference):.1f} s from the server's"
-                + ("" if abs(difference) < CLOCK_SECONDS else ": set it by NTP"),
-            )
+            difference = abs(server_seconds - time.time())
+            right = difference < CLOCK_SECONDS
+            yield right, f"clock: {difference:.1f} s from the server's" + ("" if right else ": set it by NTP")
             yield free > 0, f"connections: {free} free" + ("" if free > 0 else ": end some, or raise max_connections")
+            cursor.execute(RIGHTS)
+            may_create, may_copy = cursor.fetchone()
+            if not may_copy:
+                yield False, "no right to make temporary tables: grant TEMPORARY on the database to this user"
             missing = missing_tables(cursor)
-            cursor.execute(MAY_CREATE)
-            may_create = cursor.fetchone()[0]
-            there = [name for name in SHAPES if name not in missing]
             if missing:
-                remedy = (
-                    "will be made"
-                    if may_create
-                    else "missing, and no right to create: let its owner run kconsumer once"
-                )
+                remedy = "will be made" if may_create else "missing, no right to create: let the owner run kconsumer"
                 yield may_create, f"{', '.join(missing)}: {remedy}"
-            for name in there:
-                columns, needed = SHAPES[name]
-                cursor.execute(LACKING, (needed.split(), name))
-                lacking = [right for (right,) in cursor.fetchall()]
-                cursor.execute(COLUMNS_LACKING, (re.findall(r"\w+", columns), name))
-                absent = [column for (column,) in cursor.fetchall()]
-                wrong = f"no column {', '.join(absent)}: see the upgrade notes" if absent else ""
-                if lacking:
-                    wrong = f"no right to {', '.join(lacking)}: grant it to this user"
-                yield not wrong, f"table {name}: {wrong or 'there, as it should be'}"
+            for name, needed in GRANTS.items():
+                if name not in missing:
+                    yield check_table(cursor, name, needed)
+            if "consumed_offsets" not in missing:
+                cursor.execute(NEXT_OFFSETS, (database.group, database.topic))
+                stored = dict(cursor.fetchall())
+            return stored
     except psycopg2.Error as error:
-        yield False, f"PostgreSQL: {first_line(error)}"
+        yield False, f"PostgreSQL: {explained(error)}"
+        return None
+
+
+def check_table(cursor: Any, name: str, needed: list[str]) -> Finding:
+    """Whether a table has its columns and this user its rights."""
+    columns = COLUMN.findall(TABLES[name])
+    cursor.execute(COLUMNS_LACKING, ([column for column, _ in columns], [kind for _, kind in columns], name))
+    if absent := [column for (column,) in cursor.fetchall()]:
+        return False, f"table {name}: no column {', '.join(absent)}: see the upgrade notes"
+    cursor.execute(LACKING, (needed, name))
+    if lacking := [right for (right,) in cursor.fetchall()]:
+        return False, f"table {name}: no right to {', '.join(lacking)}: grant it to this user"
+    return True, f"table {name}: there, as it should be"
 
 
 def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[Finding]:
     """Everything that the consumer needs."""
     options = consumer_options(settings)
-    database = Database(*postgres_options(os.environ), settings.group, settings.topic)
-    yield from check_postgres(database)
-    yield from check_kafka(options, kafka_log, settings.topic, "READ", database.peek())
+    stored = yield from check_postgres(Database(*postgres_options(os.environ), settings.group, settings.topic))
+    yield from check_kafka(options, kafka_log, settings.topic, "READ", stored)
 
 
 # The command line
@@ -1006,7 +1021,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 def consumer_options(settings: argparse.Namespace) -> dict[str, Any]:
     """What the KafkaConsumer is made with. ValueError when a setting is wrong."""
     promise = {**CONSUMER_PROMISE, "group_id": settings.group}
-    options = kafka_options(KafkaConsumer, os.environ, CONSUMER_OPTIONS, promise)
+    waits = {"fetch_max_wait_ms": HASTY_POLL_MS} if settings.until_empty else {}
+    options = kafka_options(KafkaConsumer, os.environ, CONSUMER_OPTIONS | waits, promise)
     if options["request_timeout_ms"] >= options["heartbeat_interval_ms"]:
         raise ValueError("KAFKA_REQUEST_TIMEOUT_MS must be less than KAFKA_HEARTBEAT_INTERVAL_MS")
     return options

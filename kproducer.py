@@ -31,7 +31,13 @@ from uuid import UUID
 import psutil
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, OffsetSpec
-from kafka.errors import KafkaConfigurationError, KafkaError, UnrecognizedBrokerVersion
+from kafka.errors import (
+    CoordinatorNotAvailableError,
+    GroupAuthorizationFailedError,
+    KafkaConfigurationError,
+    KafkaError,
+    UnrecognizedBrokerVersion,
+)
 
 from simpleEvents import EventSystem
 
@@ -50,6 +56,7 @@ PRODUCER_OPTIONS: dict[str, Any] = {
     "client_id": "kproducer",
     "request_timeout_ms": 5000,
     "reconnect_backoff_max_ms": 2000,
+    "metadata_max_age_ms": 10000,  # the longest until a topic or a right that was missing is noticed
     "metrics_enabled": False,
 }
 # What the promise rests on: no setting changes these.
@@ -299,7 +306,7 @@ class Certificates:
 def lifetime(days: int) -> str:
     """How long a certificate is good, for people."""
     if days < 0:
-        return f"ended {-days} days ago: get a new one"
+        return f"ended {-days - 1} days ago: get a new one"
     return f"ends in {days} days" + (": get a new one" if days < RENEW_DAYS else "")
 
 
@@ -836,6 +843,23 @@ def show(findings: Iterator[Finding]) -> int:
     return 0 if right else 1
 
 
+def check_group(admin: KafkaAdminClient, group: str) -> Finding:
+    """Whether this user may join the consumer group."""
+    for pause_seconds in (1, 1, 1, 1, 0):
+        try:
+            found = admin.describe_groups([group])[group]
+            if "READ" in (found["authorized_operations"] or "READ"):  # none are told of a group that is not there yet
+                return True, f"group {group}: may be joined"
+            break
+        except GroupAuthorizationFailedError:
+            break
+        except CoordinatorNotAvailableError:  # a new Kafka makes its topic of offsets when it is first asked
+            if not pause_seconds:
+                raise
+            time.sleep(pause_seconds)
+    return False, f"group {group}: no right to READ: grant it to this user"
+
+
 def check_kafka(
     options: dict[str, Any], kafka_log: KafkaLog, topic: str, right: str, stored: Mapping[int, int] | None = None
 ) -> Iterator[Finding]:
@@ -865,14 +889,13 @@ def check_kafka(
         else:
             yield True, f"topic {topic}: {partitions} partitions, {right} is granted"
         if group := options.get("group_id"):
-            found = admin.describe_groups([group])[group]
-            refused = "Authorization" in str(found["error"]) or "READ" not in (found["authorized_operations"] or "READ")
-            yield not refused, f"group {group}: " + ("no right to READ: grant it" if refused else "may be joined")
+            yield check_group(admin, group)
         if stored is not None and partitions:
-            latest = {TopicPartition(topic, n): OffsetSpec.LATEST for n in range(partitions)}
-            ends = admin.list_partition_offsets(latest)
-            behind = sum(max(0, end.offset - stored.get(at.partition, 0)) for at, end in ends.items())
-            yield True, f"lag: {behind} messages are not recorded yet"
+            every = [TopicPartition(topic, n) for n in range(partitions)]
+            begins = admin.list_partition_offsets(dict.fromkeys(every, OffsetSpec.EARLIEST))
+            ends = admin.list_partition_offsets(dict.fromkeys(every, OffsetSpec.LATEST))
+            behind = (ends[at].offset - max(begins[at].offset, stored.get(at.partition, 0)) for at in every)
+            yield True, f"lag: {sum(max(0, messages) for messages in behind)} messages are not recorded yet"
     except KafkaError as error:
         yield False, f"Kafka: {servers}: {kafka_log.cause or plain(str(error))}"
     finally:
@@ -880,24 +903,25 @@ def check_kafka(
             admin.close()
 
 
+def check_outbox(path: Path) -> Finding:
+    """Whether the outbox can be used, and what waits in it."""
+    if not path.exists():
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        right = parent.is_dir() and os.access(parent, os.W_OK)
+        return right, f"outbox {path}: " + ("will be made" if right else f"nothing can be made in {parent}")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0)) as outbox:
+            outbox.execute("pragma locking_mode = exclusive")  # so that no file is made for sharing it
+            return True, f"outbox {path}: {outbox.execute('select count(*) from warnings').fetchone()[0]} warnings wait"
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+            return True, f"outbox {path}: in use by a producer that runs"
+        return False, f"outbox {path}: {error}; give another --outbox"
+
+
 def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[Finding]:
     """Everything that the producer needs."""
-    path = settings.outbox or outbox_path(os.environ)
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not path.exists():
-        writable = os.access(parent, os.W_OK)
-        yield writable, f"outbox {path}: " + ("will be made" if writable else f"{parent} can't be written")
-    else:
-        try:
-            with contextlib.closing(
-                sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=0)
-            ) as outbox:
-                waiting = outbox.execute("select count(*) from warnings").fetchone()[0]
-            yield os.access(path, os.W_OK), f"outbox {path}: {waiting} warnings wait"
-        except sqlite3.OperationalError:
-            yield True, f"outbox {path}: in use by a producer that runs"
-        except sqlite3.DatabaseError as error:
-            yield False, f"outbox {path}: {error}; it will be set aside"
+    yield check_outbox(settings.outbox or outbox_path(os.environ))
     options = kafka_options(KafkaProducer, os.environ, PRODUCER_OPTIONS, PRODUCER_PROMISE)
     yield from check_kafka(options, kafka_log, settings.topic, "WRITE")
 

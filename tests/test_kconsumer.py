@@ -4,7 +4,7 @@ import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
-from datetime import UTC, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from itertools import count, pairwise
 from unittest.mock import create_autospec
 
@@ -425,12 +425,17 @@ def beat(host="web-1", at="2026-11-23T16:22:04.796005+00:00", **more):
     return json.dumps({"host": host, "heartbeat_at": at, **more}).encode()
 
 
-def test_a_heartbeat_is_neither_a_row_nor_rejected_and_the_last_one_counts():
-    later = "2026-11-23T16:22:14+00:00"
-    batch = parse({AT: [record(beat(), 1), record(beat(at=later), 2), record(beat("b"), 3)]})
+def test_a_heartbeat_is_neither_a_row_nor_rejected_and_the_latest_counts():
+    first, later = "2026-11-23T16:22:04+00:00", "2026-11-23T16:22:14+00:00"
+    batch = parse({AT: [record(beat(at=at), 1 + n) for n, at in enumerate((first, later, first))]})
     assert (batch.rows, batch.rejected) == ([], [])
-    assert batch.heartbeats == {"web-1": later, "b": "2026-11-23T16:22:04.796005+00:00"}
+    assert batch.heartbeats == {"web-1": datetime.fromisoformat(later)}
     assert batch.next_offsets == {AT: 4}
+
+
+def test_each_host_has_its_own_latest_heartbeat():
+    batch = parse({AT: [record(beat("a"), 1), record(beat("b"), 2)]})
+    assert set(batch.heartbeats) == {"a", "b"}
 
 
 @pytest.mark.parametrize(
@@ -458,7 +463,7 @@ def test_a_heartbeat_is_neither_a_row_nor_rejected_and_the_last_one_counts():
     ],
 )
 def test_what_is_no_heartbeat_is_none(value):
-    assert heartbeat(value) == {}
+    assert heartbeat(value) is None
 
 
 @pytest.mark.parametrize("host", [["a"], {"a": 1}])
@@ -475,7 +480,7 @@ def test_a_heartbeat_whose_host_is_no_text_is_rejected(host):
     ],
 )
 def test_a_time_that_python_takes_and_postgresql_does_not_is_no_heartbeat(at):
-    assert heartbeat(beat(at=at)) == {}
+    assert heartbeat(beat(at=at)) is None
 
 
 @settings(deadline=None)
@@ -485,7 +490,7 @@ def test_parse_takes_any_fields_of_a_heartbeat_and_each_can_be_sent(host, at, ex
     assert len(batch.rejected) + len(batch.heartbeats) == 1
     for of, when in batch.heartbeats.items():
         assert "\0" not in of
-        assert (of + when).encode()
+        assert f"{of}{when.isoformat()}".encode()
 
 
 # The recorder

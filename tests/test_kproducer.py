@@ -957,7 +957,7 @@ def test_a_heartbeat_goes_out_as_often_as_it_is_asked_for_beside_the_warnings(de
     beat = json.dumps({"host": "web-1", "heartbeat_at": "2026-11-23T16:22:04.796005+00:00"}).encode()
     assert kafka.sent == [beat] * 4
     assert (delivery.waiting, delivery.acknowledged) == (0, 0)
-    assert kconsumer.heartbeat(beat) == {"web-1": "2026-11-23T16:22:04.796005+00:00"}
+    assert kconsumer.heartbeat(beat) == ("web-1", datetime.fromisoformat("2026-11-23T16:22:04.796005+00:00"))
 
 
 def test_a_heartbeat_is_left_out_while_the_last_one_is_on_its_way_or_kafka_is_away(delivery, kafka):
