@@ -1,0 +1,106 @@
+"""Consumers of one group join, leave and are killed all the time: nothing is lost, nothing is there twice."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from typing import Any
+from uuid import uuid4
+
+from kafka import KafkaProducer
+from pipeline import CLIENT, DEADLINE, Pipeline, Script, encoded, wait_until, warning
+
+SEED = int(os.environ.get("REBALANCE_SEED") or random.SystemRandom().randrange(10**6))
+SECONDS = 35.0
+MOST = 4  # consumers at a time; there are as many partitions
+HOSTS = [f"host-{number}" for number in range(20)]
+QUICK = {  # whom a kill took is out of the group after 6 s; small batches, so that many are on the way
+    "KAFKA_SESSION_TIMEOUT_MS": "6000",
+    "KAFKA_HEARTBEAT_INTERVAL_MS": "2000",
+    "KAFKA_REQUEST_TIMEOUT_MS": "1500",
+    "KAFKA_MAX_POLL_RECORDS": "20",
+}
+
+
+class Flow:
+    """Some hundred messages a second until it is closed; `sent` are their event_ids."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline, self.over = pipeline, threading.Event()
+        self.sent: list[str] = []
+        self.thread = threading.Thread(target=self._send)
+
+    def __enter__(self) -> "Flow":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+    def _send(self) -> None:
+        producer = KafkaProducer(**self.pipeline.servers.kafka.options(), linger_ms=5, acks="all", **CLIENT)
+        futures: list[Any] = []
+        second = 0
+        while not self.over.wait(0.05):
+            for host in HOSTS:
+                event_id = str(uuid4())
+                value = encoded(warning(host, second, event_id=event_id))
+                futures.append(producer.send(self.pipeline.topic, value, host.encode()))
+                self.sent.append(event_id)
+            second += 1
+        for future in futures:
+            future.get(DEADLINE)
+        producer.close()
+
+
+def test_consumers_that_join_leave_and_are_killed_lose_nothing_and_double_nothing(
+    wide_pipeline: Pipeline, figures: list[str]
+) -> None:
+    pipeline, chance = wide_pipeline, random.Random(SEED)
+    print(f"REBALANCE_SEED={SEED}")
+    environment = pipeline.environment(proxied=False, **QUICK)
+    done: Counter[str] = Counter()
+    running: list[Script] = []
+    leaving: list[Script] = []
+    ends_at = time.monotonic() + SECONDS
+    with Flow(pipeline) as flow:
+        while time.monotonic() < ends_at:
+            action = chance.choice(["join", "join", "leave", "kill"])
+            if action == "join" and len(running) < MOST:
+                running.append(pipeline.consumer(environment=environment))
+            elif action == "leave" and running:
+                leaving.append(running.pop(chance.randrange(len(running))))
+                leaving[-1].process.send_signal(signal.SIGTERM)
+            elif action == "kill" and running:
+                running.pop(chance.randrange(len(running))).kill()
+            else:
+                continue
+            done[action] += 1
+            for script in running:
+                assert script.process.poll() is None, script.lines()[-5:]
+            time.sleep(chance.uniform(0, 1.6))
+    meanwhile = pipeline.count()
+    pipeline.drain()
+    for script in (*running, *leaving):
+        script.process.send_signal(signal.SIGTERM)
+    for script in (*running, *leaving):
+        started = any(" started: " in line for line in script.lines())  # before, Python itself may take the signal
+        assert script.ends() in ({0} if started else {0, -signal.SIGTERM})
+    rows = pipeline.rows()
+    stored = Counter(row["event_id"] for row in rows)
+    lost = [event_id for event_id in flow.sent if event_id not in stored]
+    assigned_again = sum("are not where they were left" in line for each in pipeline.scripts for line in each.lines())
+    figures.append(
+        f"consumers that joined {done['join']} times, left {done['leave']} times, were killed {done['kill']} times in "
+        f"{SECONDS:.0f} s: {len(flow.sent)} messages sent, {meanwhile} recorded meanwhile, {len(lost)} lost, "
+        f"{len(rows) - len(stored)} doubled; {assigned_again} batches came too late"
+    )
+    assert lost == []
+    assert sorted(stored.elements()) == sorted(flow.sent)
+    pipeline.assert_in_order(rows)
+    assert pipeline.rejected() == []
+    assert pipeline.consumed() == pipeline.ends()
+    wait_until(lambda: pipeline.committed() == pipeline.ends(), "committed to Kafka")
