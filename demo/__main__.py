@@ -37,7 +37,7 @@ except KeyboardInterrupt:
 CHECKOUT = Path(__file__).resolve().parent.parent
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 LIMIT = 20  # MB/s, sent plus received, as all rates here
-TRAFFIC = (3, 4, 3, 27, 36, 39, 34, 28, 4, 3, 3, 4, 3, 4, 31, 38, 35, 4, 3, 4, 3, 3, 4, 29, 37, 33, 28, 3, 4)
+TRAFFIC = (3, 4, 3, 27, 36, 39, 34, 28, 4, 3, 3, 4, 3, 4, 31, 38, 35, 4, 3, 4, 3, 3, 4, 29, 37, 33, 28, 3, 4, 3)
 CHUNK = 16384
 WAIT_SECONDS = 15.0  # for what should take a moment
 OTHER_SERVERS = ("KAFKA_", "PG", "DATABASE_URL")  # a person's own are not for us
@@ -55,6 +55,10 @@ select host, to_char(started_at, 'HH24:MI:SS') as started_at, to_char(ended_at, 
     to_char(mean_bytes_per_second / 1e6, 'FM9990.0 "MB/s"') as mean,
     to_char(bytes_over_limit / 1e6, 'FM9990.0 "MB"') as over_limit
 from bandwidth_episodes order by bandwidth_episodes.started_at"""
+DRAWN_EPISODES = """
+select extract(epoch from started_at)::float8, extract(epoch from ended_at)::float8, seconds_over,
+    peak_bytes_per_second / 1e6
+from bandwidth_episodes order by started_at"""
 
 TTY = sys.stdout.isatty()
 COLOUR = TTY and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -240,23 +244,29 @@ def recorded(cursor: Any) -> list[str]:
     return [event_id for (event_id,) in cursor]
 
 
-def watch(kproducer: Script, kconsumer: Script, cursor: Any) -> None:
-    """A line for each second, until the producer ends."""
+def watch(kproducer: Script, kconsumer: Script, cursor: Any) -> tuple[list[float], list[float]]:
+    """A line for each second, until the producer ends; when each began and the end, and the rates in MB/s."""
     limit = f"limit {LIMIT} MB/s"
     print("  " + paint(DIM, f"second   bandwidth  {limit:^{2 * LIMIT + 1}}  warnings   rows"), flush=True)
     began = measured_at = time.monotonic()
-    before = carried_bytes()
+    before, edges, rates = carried_bytes(), [time.time()], []
     for second in range(1, len(TRAFFIC) + round(WAIT_SECONDS)):
         with suppress(subprocess.TimeoutExpired):
             kproducer.process.wait(max(0.0, began + second - time.monotonic()))
-            return
         after, now = carried_bytes(), time.monotonic()
+        if now - measured_at < 0.5:  # it ended with the last line
+            break
         rate = (after - before) / (now - measured_at) / 1e6
         before, measured_at = after, now
+        edges.append(time.time())
+        rates.append(rate)
         for script in (kproducer, kconsumer):
             script.say_news()
         numbers = f"{len(kproducer.raised()):>9} {len(recorded(cursor)):>6}"
         print(f"  {second:>6} {rate:>6.1f} MB/s  {bar(rate)} {numbers}", flush=True)
+        if kproducer.process.poll() is not None:
+            break
+    return edges, rates
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -266,10 +276,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def run_scripts(stack: ExitStack, directory: Path, environment: dict[str, str], cursor: Any) -> int:
+def run_scripts(
+    stack: ExitStack, directory: Path, environment: dict[str, str], cursor: Any, picture: Path | None
+) -> int:
     """Both scripts from start to end, and the status of the verdict; whatever happens, they end with the stack."""
     title("The two scripts, as anybody starts them")
-    options = ["--interface", LOOPBACK, "--limit", f"{LIMIT}MB/s", "--flush-interval", str(len(TRAFFIC) + 1)]
+    options = ["--interface", LOOPBACK, "--limit", f"{LIMIT}MB/s", "--flush-interval", str(len(TRAFFIC))]
     options += ["--host", "demo", "--outbox", str(directory / "outbox.sqlite")]
     kconsumer = Script(directory, environment, "kconsumer.py")
     stack.callback(kconsumer.process.kill)
@@ -280,7 +292,7 @@ def run_scripts(stack: ExitStack, directory: Path, environment: dict[str, str], 
     stop = threading.Event()
     stack.callback(stop.set)
     threading.Thread(target=make_traffic, args=(stop,)).start()
-    watch(kproducer, kconsumer, cursor)
+    edges, rates = watch(kproducer, kconsumer, cursor)
     print()
     kproducer.end()
     wait_until(lambda: set(kproducer.raised()) <= set(recorded(cursor)))
@@ -292,7 +304,11 @@ def run_scripts(stack: ExitStack, directory: Path, environment: dict[str, str], 
         show_table("The last rows in PostgreSQL: bandwidth_exceeds", cursor, LAST_ROWS)
     if view:
         show_table("What they amount to: bandwidth_episodes", cursor, EPISODES)
-    return verdict(kproducer.raised(), recorded(cursor), kproducer.process.returncode or kconsumer.process.returncode)
+    failed = kproducer.process.returncode or kconsumer.process.returncode
+    status = verdict(kproducer.raised(), recorded(cursor), failed)
+    if picture and view and rates:
+        draw(picture, edges, rates, cursor)
+    return status
 
 
 def verdict(raised: list[str], rows: list[str], failed: int) -> int:
@@ -308,6 +324,21 @@ def verdict(raised: list[str], rows: list[str], failed: int) -> int:
     return 1 if wrong else 0
 
 
+def draw(path: Path, edges: list[float], rates: list[float], cursor: Any) -> None:
+    """The picture, or a line that says why there is none."""
+    print()
+    cursor.execute(DRAWN_EPISODES)
+    try:
+        from demo.picture import Episode, draw  # here: a demonstration without its picture is one all the same
+
+        episodes = [Episode(start - edges[0], end - edges[0], over, peak) for start, end, over, peak in cursor]
+        draw(path, [edge - edges[0] for edge in edges], rates, LIMIT, episodes)
+    except (ImportError, OSError) as error:
+        say(f"There is no picture of it: {error}")
+    else:
+        say(f"The picture of it: {path}")
+
+
 def stay(environment: dict[str, str]) -> None:
     """Say how to play on, until a signal comes."""
     title("To play on, paste this into another terminal, in this folder:")
@@ -320,7 +351,7 @@ def stay(environment: dict[str, str]) -> None:
         signal.pause()
 
 
-def demonstrate(keep: bool, interruption: Interruption) -> int:
+def demonstrate(keep: bool, picture: Path | None, interruption: Interruption) -> int:
     """The whole demonstration, and its status."""
     with temporary_directory(interruption) as directory, ExitStack() as stack:
         title("The servers")
@@ -329,7 +360,7 @@ def demonstrate(keep: bool, interruption: Interruption) -> int:
         running.kafka.create_topic("bandwidth_exceeds", partitions=3)
         connection = stack.enter_context(closing(running.postgres.connect()))
         connection.autocommit = True
-        status = run_scripts(stack, directory, running.environment(), connection.cursor())
+        status = run_scripts(stack, directory, running.environment(), connection.cursor(), picture)
         if keep:
             stay(running.environment())
         interruption.raises = False
@@ -339,6 +370,14 @@ def demonstrate(keep: bool, interruption: Interruption) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description="Show the two scripts at work on real servers.")
     parser.add_argument("--keep", action="store_true", help="leave the servers up at the end, to play on")
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        default=Path("bandwidth.png"),
+        metavar="FILE",
+        help="where the rate, the limit and the episodes are drawn (default: bandwidth.png)",
+    )
+    parser.add_argument("--no-picture", dest="picture", action="store_const", const=None, help="draw none")
     settings = parser.parse_args(argv)
     for name in [name for name in os.environ if name.startswith(OTHER_SERVERS)]:
         del os.environ[name]
@@ -347,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):  # as nohup wants it
             signal.signal(number, interruption)
     try:
-        return demonstrate(settings.keep, interruption)
+        return demonstrate(settings.keep, settings.picture, interruption)
     except (RuntimeError, OSError, psycopg2.Error, KafkaError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
