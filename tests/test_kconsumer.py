@@ -1323,6 +1323,29 @@ def test_settings_that_kafka_python_itself_refuses_end_with_status_2_and_one_lin
     assert "Heartbeat interval must be lower" in run_main([], capsys)
 
 
+@pytest.mark.parametrize(
+    ("ahead", "finding"),
+    [
+        (0.0, (True, "clock: 0.0 s from the server's")),
+        (1.9, (True, "clock: 1.9 s from the server's")),
+        (2.5, (False, "clock: 2.5 s from the server's: set it by NTP")),
+        (-2.5, (False, "clock: 2.5 s from the server's: set it by NTP")),
+        (-86400.0, (False, "clock: 86400.0 s from the server's: set it by NTP")),
+    ],
+)
+def test_the_check_says_how_far_the_clock_is_from_the_servers(database, monkeypatch, ahead, finding):
+    connection = create_autospec(psycopg2.extensions.connection, instance=True)
+    connection.info = create_autospec(psycopg2.extensions.ConnectionInfo, instance=True, server_version=180001)
+    cursor = connection.cursor.return_value
+    cursor.fetchone.side_effect = [(1e9 + ahead, 50), (True, True)]
+    cursor.fetchall.return_value = [(name,) for name in kconsumer.TABLES]
+    database.url, database.options = "", {}
+    monkeypatch.setattr(psycopg2, "connect", lambda url, **options: connection)
+    monkeypatch.setattr(kconsumer.time, "time", lambda: 1e9)
+    assert finding in list(kconsumer.check_postgres(database))
+    connection.close.assert_called_once_with()
+
+
 def test_help_names_every_setting_and_exit_status(environ, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
