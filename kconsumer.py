@@ -55,8 +55,7 @@ from kproducer import (
     make_client,
     plain,
     printable,
-    show,
-    start_logging,
+    start,
     topic_name,
 )
 
@@ -1053,16 +1052,7 @@ def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = build_parser("kconsumer")
-    settings = parser.parse_args(argv)
-    kafka_log, terminal = start_logging(settings.verbose)
-    stop = Stop()
-    stop.on_signals(STOP_SECONDS + 1)
-    try:
-        return show(check(settings, kafka_log)) if settings.check else run(settings, stop, kafka_log, terminal)
-    except (ValueError, KafkaError) as error:
-        logger.debug("traceback:", exc_info=True)
-        parser.error(str(error))
+    return start(build_parser("kconsumer"), argv, run, check, STOP_SECONDS + 1)
 
 
 def command() -> NoReturn:

@@ -1051,17 +1051,27 @@ def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal:
     return 1 if delivery.waiting or delivery.lost or not delivery.topic_known else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = build_parser("kproducer")
+def start(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    run: Callable[[argparse.Namespace, Stop, KafkaLog, Terminal], int],
+    check: Callable[[argparse.Namespace, KafkaLog], Iterator[Finding]],
+    grace_seconds: int = 0,
+) -> int:
+    """Run a script, or its --check; the exit status. What is wrong with the settings is one line, and status 2."""
     settings = parser.parse_args(argv)
     kafka_log, terminal = start_logging(settings.verbose)
     stop = Stop()
-    stop.on_signals()
+    stop.on_signals(grace_seconds)
     try:
         return show(check(settings, kafka_log)) if settings.check else run(settings, stop, kafka_log, terminal)
     except (ValueError, KafkaError) as error:
         logger.debug("traceback:", exc_info=True)
         parser.error(str(error))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return start(build_parser("kproducer"), argv, run, check)
 
 
 def command() -> NoReturn:
