@@ -4,7 +4,6 @@ Each runs as a process of its own, whose settings are in the environment, and pr
 clock starts counts neither as time nor as CPU time.
 """
 
-import argparse
 import io
 import json
 import os
@@ -41,7 +40,7 @@ def connect() -> Any:
 
 def polls(count: int) -> Iterator[dict[TopicPartition, list[Any]]]:
     """What each poll of a consumer with the consumer's own options returns, from the topic's start."""
-    options = kconsumer.consumer_options(argparse.Namespace(group="bench"))
+    options = kconsumer.consumer_options(kconsumer.build_parser("bench").parse_args(["--group", "bench"]))
     consumer = KafkaConsumer(ssl_context=Certificates(options).context, **options)
     consumer.assign([TopicPartition(TOPIC, number) for number in sorted(consumer.partitions_for_topic(TOPIC))])
     consumer.seek_to_beginning()

@@ -2,9 +2,10 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from kafka import KafkaProducer
 
@@ -15,25 +16,38 @@ TOPIC = "bandwidth_exceeds"
 HOSTS = 40
 BEGIN = datetime(2026, 11, 1, tzinfo=UTC)
 
+Message = tuple[int, bytes, bytes]  # the host's number, key and value
 
-def messages(count: int) -> Iterator[tuple[int, bytes, bytes]]:
-    """Warnings of HOSTS hosts, each one a second: the host's number, key and value."""
-    chance = random.Random(1)
-    for number in range(count):
+
+def uuid4(unix_seconds: float, random_bits: int) -> UUID:
+    """UUID version 4: as uuid7(), without the time."""
+    high = random.Random(f"{unix_seconds} {random_bits}").getrandbits(128)
+    return UUID(int=high, version=4)
+
+
+def messages(
+    count: int, first: int = 0, make_id: Callable[[float, int], UUID] = uuid7, begin: datetime = BEGIN
+) -> Iterator[Message]:
+    """Warnings of HOSTS hosts, each one a second, from the number `first` on."""
+    chance = random.Random(1 + first)
+    for number in range(first, first + count):
         second, host = divmod(number, HOSTS)
-        at = BEGIN + timedelta(seconds=second, microseconds=chance.randrange(1000))
+        at = begin + timedelta(seconds=second, microseconds=chance.randrange(1000))
         interfaces = ["eth0", "wlan0"][: 1 + host % 2]
         sample = Sample(at, interfaces, chance.uniform(1e4, 1e6), chance.uniform(1e6, 1e7))
-        event = warning(sample, f"web-{host}", 1e6, uuid7(at.timestamp(), chance.getrandbits(74)))
+        event = warning(sample, f"web-{host}", 1e6, make_id(at.timestamp(), chance.getrandbits(74)))
         yield host, event["host"].encode(), json.dumps(event).encode()
 
 
-def load(running: Servers, count: int, partitions: int) -> None:
-    """Make the topic and fill it; a host's warnings stay in one partition."""
-    running.kafka.create_topic(TOPIC, partitions)
-    options: dict[str, Any] = {"linger_ms": 20, "batch_size": 1 << 18, "enable_idempotence": False}
-    producer = KafkaProducer(**running.kafka.options(), **options)
-    for host, key, value in messages(count):
-        producer.send(TOPIC, key=key, value=value, partition=host % partitions)
-    producer.flush()
-    producer.close()
+def producer(running: Servers, **options: Any) -> KafkaProducer:
+    return KafkaProducer(**running.kafka.options(), enable_idempotence=False, **options)
+
+
+def load(running: Servers, topic: str, partitions: int, sent: Iterable[Message]) -> None:
+    """Make a topic and fill it; a host's warnings stay in one partition."""
+    running.kafka.create_topic(topic, partitions)
+    loader = producer(running, linger_ms=20, batch_size=1 << 18)
+    for host, key, value in sent:
+        loader.send(topic, key=key, value=value, partition=host % partitions)
+    loader.flush()
+    loader.close()

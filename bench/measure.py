@@ -1,4 +1,4 @@
-"""What a process and its children use."""
+"""What a process and its children use, and what others use meanwhile."""
 
 import os
 import subprocess
@@ -11,6 +11,8 @@ from typing import IO, Self
 
 import psutil
 
+from demo.servers import Servers
+
 
 class Measured:
     """A process that is measured while it runs: `peak_bytes` of memory, and, when it has ended, `cpu_seconds`.
@@ -19,9 +21,17 @@ class Measured:
     The peak is the kernel's (VmHWM) on Linux, elsewhere the highest of twenty samples a second.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], output: IO[bytes] | int) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        output: IO[bytes] | int,
+        directory: Path | None = None,
+    ) -> None:
         self.started_at = time.perf_counter()
-        self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=directory
+        )
         self.peak_bytes = 0
         self.cpu_seconds = self.seconds = 0.0
         self.watcher = threading.Thread(target=self._watch, daemon=True)
@@ -38,6 +48,12 @@ class Measured:
                     self.peak_bytes = max(self.peak_bytes, process.memory_info().rss)
                 time.sleep(0.05)
 
+    def now(self) -> tuple[float, int]:
+        """CPU seconds so far, and bytes of memory at this moment."""
+        process = psutil.Process(self.process.pid)
+        times = process.cpu_times()
+        return times.user + times.system, process.memory_info().rss
+
     def wait(self) -> int:
         """Its exit status."""
         _, status, usage = os.wait4(self.process.pid, 0)
@@ -47,6 +63,11 @@ class Measured:
         self.watcher.join()
         return self.process.returncode
 
+    def end(self) -> int:
+        """Ask it to end, and wait for that."""
+        self.process.terminate()
+        return self.wait()
+
     def __enter__(self) -> Self:
         return self
 
@@ -54,3 +75,18 @@ class Measured:
         if self.process.returncode is None:
             self.process.kill()
             self.wait()
+
+
+def foreign_seconds(running: Servers) -> float:
+    """CPU seconds of this machine that are neither the servers' nor ours. Only differences mean something."""
+    everything = psutil.cpu_times()
+    idle = everything.idle + getattr(everything, "iowait", 0) + getattr(everything, "steal", 0)
+    ours = sum(os.times()[:4])  # with the children that were waited for
+    for pid in (running.kafka.pid, running.postgres.pid):
+        ours += sum(psutil.Process(pid).cpu_times()[:4])
+        for child in psutil.Process(pid).children():
+            with suppress(psutil.Error):
+                ours += sum(child.cpu_times()[:2])
+    # guest time is in user time already
+    guest = getattr(everything, "guest", 0) + getattr(everything, "guest_nice", 0)
+    return float(sum(everything) - guest - idle - ours)
