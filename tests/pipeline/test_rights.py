@@ -11,8 +11,20 @@ from demo.servers import Servers
 MECHANISMS = ("SCRAM-SHA-256", "SCRAM-SHA-512", "PLAIN")
 
 
+@pytest.fixture(scope="module")
+def impatient(guarded: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Script]:
+    """A consumer with --until-empty and without a right to its group; it gives up while other tests run."""
+    with new_pipeline(guarded, tmp_path_factory.mktemp("impatient")) as pipeline:
+        pipeline.send(warnings(5))
+        allow(pipeline, "READ")
+        yield pipeline.consumer("--until-empty", environment=pipeline.environment(**certificate(pipeline)))
+        assert pipeline.rows() == pipeline.rejected() == []
+        assert pipeline.consumed() == pipeline.committed() == {}
+        guarded.kafka.disallow(pipeline.topic)
+
+
 @pytest.fixture
-def guarded_pipeline(guarded: Servers, tmp_path: Path) -> Iterator[Pipeline]:
+def guarded_pipeline(impatient: Script, guarded: Servers, tmp_path: Path) -> Iterator[Pipeline]:
     """A pipeline on a Kafka with ACLs, where the scripts' user may do nothing yet."""
     with new_pipeline(guarded, tmp_path) as made:
         yield made
@@ -22,7 +34,11 @@ def guarded_pipeline(guarded: Servers, tmp_path: Path) -> Iterator[Pipeline]:
 @pytest.fixture
 def user(guarded_pipeline: Pipeline) -> dict[str, str | None]:
     """The environment of a user who is called as the topic is, and may do nothing yet."""
-    cert, key = guarded_pipeline.servers.certificates.client(guarded_pipeline.topic)
+    return certificate(guarded_pipeline)
+
+
+def certificate(pipeline: Pipeline) -> dict[str, str | None]:
+    cert, key = pipeline.servers.certificates.client(pipeline.topic)
     return {"KAFKA_SSL_CERTFILE": str(cert), "KAFKA_SSL_KEYFILE": str(key)}
 
 
@@ -76,6 +92,7 @@ def test_the_systems_cas_do_not_trust_a_broker_of_ones_own_ca(pipeline: Pipeline
     assert pipeline.sent() == 0
 
 
+@pytest.mark.xfail(reason="kafka-python throws the broker's reason away where it comes with the end of the connection")
 def test_a_wrong_password_is_said_and_loses_nothing(pipeline: Pipeline) -> None:
     mechanism, wrong = "SCRAM-SHA-512", "not the password"
     environment = sasl(pipeline, mechanism, KAFKA_SASL_PLAIN_PASSWORD=wrong)
@@ -94,14 +111,7 @@ def test_a_wrong_password_is_said_and_loses_nothing(pipeline: Pipeline) -> None:
     assert len(pipeline.assert_recorded()) > len(producer.raised()) > 0
 
 
-@pytest.mark.parametrize(
-    "granted",
-    [
-        # kafka-python asks for a topic that may not be seen only when its metadata is metadata_max_age_ms old
-        pytest.param("", marks=pytest.mark.xfail(reason="goes on after 5 minutes", run=False)),
-        "DESCRIBE",
-    ],
-)
+@pytest.mark.parametrize("granted", ["", "DESCRIBE"])
 def test_without_the_right_to_write_warnings_wait_and_go_out_once_it_is_granted(
     guarded_pipeline: Pipeline, user: dict[str, str | None], granted: str
 ) -> None:
@@ -173,11 +183,7 @@ def test_rights_that_are_taken_away_and_given_back_lose_nothing_and_repeat_nothi
     assert pipeline.rejected() == []
 
 
-def test_until_empty_gives_up_without_the_right_to_read(
-    guarded_pipeline: Pipeline, user: dict[str, str | None]
-) -> None:
-    allow(guarded_pipeline, "READ")
-    consumer = guarded_pipeline.consumer("--until-empty", environment=guarded_pipeline.environment(**user))
-    assert consumer.ends() == 1
-    assert consumer.says("Kafka: no right to the consumer group")
-    assert guarded_pipeline.consumed() == {}
+def test_until_empty_gives_up_without_the_right_to_the_group(impatient: Script) -> None:
+    assert impatient.ends() == 1
+    assert impatient.says("Kafka: no right to the consumer group")
+    assert impatient.says("gave up after 15 seconds")
