@@ -333,8 +333,10 @@ def draw(path: Path, edges: list[float], rates: list[float], cursor: Any) -> Non
 
         episodes = [Episode(start - edges[0], end - edges[0], over, peak) for start, end, over, peak in cursor]
         draw(path, [edge - edges[0] for edge in edges], rates, LIMIT, episodes)
-    except (ImportError, OSError) as error:
-        say(f"There is no picture of it: {error}")
+    except ImportError as error:
+        say(f"No picture: {error}; pip install '.[demo]'")
+    except OSError as error:
+        say(f"No picture: {error}")
     else:
         say(f"The picture of it: {path}")
 
