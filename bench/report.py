@@ -140,7 +140,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     pyplot.rcParams.update({"font.size": 10, "text.color": ink, "axes.labelcolor": ink, "ytick.color": ink})
     rates, late = results["rates"], results.get("latency", {})
     names = sorted(rates, key=lambda name: ("ceiling" in name, -middle(rates[name], "rows_per_second")))
-    heights = [len(names), max(1.6, 1.4 * len(late))]
+    heights = [len(names), max(1.6, 1.0 * len(late))]
     figure = pyplot.figure(figsize=(8, 1.9 + 0.31 * sum(heights)), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=heights, width_ratios=[1.25, 1])
 
@@ -168,27 +168,28 @@ def draw(results: dict[str, Any], path: Path) -> None:
     seconds = [middle(rates[name], "cpu_seconds_per_100_000") for name in names]
     bars(right, names, seconds, "{:.2f}", 8)
     right.set_yticks([])
-    right.set_title("CPU seconds per 100,000 rows", loc="left", weight="bold")
+    right.set_title("CPU s per 100,000 rows", loc="left", weight="bold")
     if late:
         axes = figure.add_subplot(grid[1, :])
         for place, (name, each) in enumerate(late.items()):
             axes.plot(
                 [each["median_ms"], each["p99_ms"]], [place, place], color=colour(name), lw=7, solid_capstyle="round"
             )
-            axes.text(each["p99_ms"] * 1.15, place, f"{each['median_ms']:.0f} to {each['p99_ms']:.0f}", va="center",
-                      weight="bold" if "kconsumer" in name else "normal")  # fmt: skip
+            label = f"{each['median_ms']:,.0f} to {each['p99_ms']:,.0f} ms"
+            weight = "bold" if "kconsumer" in name else "normal"
+            axes.text(each["p99_ms"] * 1.15, place, label, va="center", weight=weight)
         axes.set_yticks(range(len(late)), list(late))
         axes.set_ylim(len(late) - 0.5, -0.5)
         axes.set_xscale("log")
         axes.set_xlim(min(each["median_ms"] for each in late.values()) / 1.3,
-                      max(each["p99_ms"] for each in late.values()) * 2)  # fmt: skip
+                      max(each["p99_ms"] for each in late.values()) * 2.5)  # fmt: skip
         axes.set_xticks([10, 100, 1000], ["10 ms", "100 ms", "1 s"])
         axes.minorticks_off()
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.grid(axis="x", color="#e2e8f0")
         axes.set_axisbelow(True)
-        axes.set_title("Sent to visible at 10 messages a second: median to 99th, ms", loc="left", weight="bold")
+        axes.set_title("Sent to visible at 10 messages a second: median to 99th", loc="left", weight="bold")
     there = results["machine"]
     figure.supxlabel(f"{there['cores']} cores, {', '.join(there['servers'])}, TLS, {results['messages']:,} messages",
                      fontsize=9, color="#64748b", ha="left", x=0.01)  # fmt: skip
