@@ -105,6 +105,7 @@ POSTGRES_OPTIONS: dict[str, Any] = {
     **({"tcp_user_timeout": 8000} if sys.platform == "linux" else {}),
 }
 
+DATA_ERRORS = (psycopg2.DataError, psycopg2.IntegrityError)  # SQLSTATE classes 22 and 23: the row's fault
 SSL_MODES = ("verify-full", "verify-ca", "require", "prefer", "allow", "disable")
 GOES_ON = (
     KafkaConnectionError,
@@ -220,9 +221,10 @@ and wait_event = 'ClientRead' and xact_start is not null and state_change < now(
 COLUMNS = """event_id, observed_at, host, interfaces, bytes_sent_per_second, bytes_received_per_second,
 bytes_per_second, limit_bytes_per_second, message, topic, partition, "offset", extra"""
 COPY = f"copy bandwidth_exceeds ({COLUMNS}) from stdin"
-TEMPORARY = "create temporary table batch (like bandwidth_exceeds including defaults) on commit drop"
-COPY_TEMPORARY = f"copy batch ({COLUMNS}) from stdin"
-MERGE = f"insert into bandwidth_exceeds ({COLUMNS}) select {COLUMNS} from batch on conflict do nothing; truncate batch"
+TEMPORARY = "create temporary table batch (like bandwidth_exceeds including defaults, n integer) on commit drop"
+COPY_TEMPORARY = f"copy batch ({COLUMNS}, n) from stdin"
+MERGE = f"""
+insert into bandwidth_exceeds ({COLUMNS}) select {COLUMNS} from batch where n >= %s and n < %s on conflict do nothing"""
 REJECT = """
 insert into rejected_messages (topic, partition, "offset", key, value, reason) values %s on conflict do nothing"""
 BEATEN = """
@@ -345,14 +347,23 @@ def copy_fields(text: str) -> list[str]:
     if any(type(name) is not str for name in interfaces):
         raise ValueError("interfaces has the wrong type")
     array = ",".join('"' + name.replace("\\", r"\\").replace('"', r"\"") + '"' for name in interfaces)
-    extra = {name: value for name, value in json.loads(text).items() if name not in FIELDS}
-    dumped = json.dumps(extra, ensure_ascii=False, allow_nan=False) if extra else ""
+    extra = {name: value for name, value in fields.items() if name not in FIELDS}
+    dumped = to_json(extra) if extra else ""
     texts = f"{host}{array}{message}"
     if "\0" in texts or r"\u0000" in dumped.replace(r"\\", ""):
         raise ValueError("a text holds a NUL, which PostgreSQL does not store")
     f"{texts}{dumped}".encode()  # UnicodeEncodeError is a ValueError: half a surrogate pair
     host, array, message, dumped = (column.translate(ESCAPES) for column in (host, array, message, dumped))
     return [event_id, observed_at, host, array, *numbers, message, dumped or r"\N"]
+
+
+def to_json(value: object) -> str:
+    """What json.dumps() writes, but each Number as it stood."""
+    if isinstance(value, dict):
+        return "{" + ", ".join([f"{to_json(name)}: {to_json(member)}" for name, member in value.items()]) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join([to_json(member) for member in value]) + "]"
+    return str(value) if isinstance(value, Number) else json.dumps(value, ensure_ascii=False)
 
 
 def heartbeat(value: bytes | None) -> tuple[str, datetime] | None:
@@ -506,8 +517,8 @@ class Database:
         with self.cursor() as cursor:
             try:
                 self.advance(cursor, "", batch)
-                self.copy(cursor, COPY, batch.rows)
-            except (psycopg2.DataError, psycopg2.IntegrityError):  # SQLSTATE classes 22 and 23
+                self.copy(cursor, COPY, [line for _, line in batch.rows])
+            except DATA_ERRORS:
                 self.advance(cursor, f"rollback; {BEGIN}; {TEMPORARY}; ", batch)
                 rejected = rejected + self.merge(cursor, batch.rows)
             if rejected:
@@ -529,24 +540,43 @@ class Database:
         if cursor.fetchone()[0] != len(offsets):
             raise Moved
 
-    def copy(self, cursor: Any, statement: str, rows: Sequence[tuple[Any, str]]) -> None:
-        data = "".join([line for _, line in rows]).encode()
-        cursor.copy_expert(statement, Progress(data, self.wait_for), size=1 << 18)
+    def copy(self, cursor: Any, statement: str, lines: Sequence[str]) -> None:
+        cursor.copy_expert(statement, Progress("".join(lines).encode(), self.wait_for), size=1 << 18)
 
     def merge(self, cursor: Any, rows: Sequence[tuple[Any, str]]) -> list[tuple[Any, str]]:
-        """Add the rows that are not there yet, halving until one that PostgreSQL refuses is alone; those, and why."""
+        """Add the rows that are not there yet; those that PostgreSQL refuses are returned, with the reason."""
+        lines = [f"{line[:-1]}\t{n}\n" for n, (_, line) in enumerate(rows)]
+        refused, begin = [], 0
+        while begin < len(lines):  # what no column takes: COPY tells the line
+            cursor.execute("savepoint part")
+            try:
+                self.copy(cursor, COPY_TEMPORARY, lines[begin:])
+                break
+            except DATA_ERRORS as error:
+                cursor.execute("rollback to savepoint part")
+                told = re.match(r"COPY batch\D+(\d+)", error.diag.context or "")
+                if not told:
+                    raise
+                bad = begin + int(told[1]) - 1
+                self.copy(cursor, COPY_TEMPORARY, lines[begin:bad])
+                cursor.execute("release savepoint part")
+                refused.append((rows[bad][0], first_line(error)))
+                begin = bad + 1
+        return refused + self.insert(cursor, rows, 0, len(rows))
+
+    def insert(self, cursor: Any, rows: Sequence[tuple[Any, str]], low: int, high: int) -> list[tuple[Any, str]]:
+        """Merge rows[low:high], halving until a row that a constraint of the table refuses is alone."""
         self.wait_for()
         cursor.execute("savepoint part")
         try:
-            self.copy(cursor, COPY_TEMPORARY, rows)
-            cursor.execute(f"{MERGE}; release savepoint part")
+            cursor.execute(f"{MERGE}; release savepoint part", (low, high))
             return []
-        except (psycopg2.DataError, psycopg2.IntegrityError) as error:
+        except DATA_ERRORS as error:
             cursor.execute("rollback to savepoint part; release savepoint part")
-            if len(rows) == 1:
-                return [(rows[0][0], first_line(error))]
-        middle = len(rows) // 2
-        return self.merge(cursor, rows[:middle]) + self.merge(cursor, rows[middle:])
+            if high - low == 1:
+                return [(rows[low][0], first_line(error))]
+        middle = (low + high) // 2
+        return self.insert(cursor, rows, low, middle) + self.insert(cursor, rows, middle, high)
 
 
 def missing_tables(cursor: Any) -> list[str]:

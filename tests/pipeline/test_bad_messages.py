@@ -495,7 +495,6 @@ def test_each_good_message_is_a_row_and_each_bad_one_is_kept_as_it_came(
     figures.append(f"{bad} bad messages of the corpus, at most {at_once} at once: {rows} rows, {rejected} rejected")
 
 
-@pytest.mark.xfail(reason="json.loads() makes double precisions of the numbers of new fields, or refuses them")
 @pytest.mark.parametrize("number", DIGITS, ids=lambda number: number[:30])
 def test_a_number_in_a_new_field_keeps_its_digits(pipeline: Pipeline, number: str) -> None:
     message = raw(new=number)
