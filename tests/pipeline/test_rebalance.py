@@ -1,4 +1,4 @@
-"""Consumers of one group join, leave and are killed all the time: nothing is lost, nothing is there twice."""
+"""Consumers of one group join, leave, sleep and are killed all the time: nothing is lost, nothing is there twice."""
 
 import os
 import random
@@ -14,6 +14,7 @@ from pipeline import CLIENT, DEADLINE, Pipeline, Script, encoded, wait_until, wa
 
 SEED = int(os.environ.get("REBALANCE_SEED") or random.SystemRandom().randrange(10**6))
 SECONDS = 35.0
+SLEEP_SECONDS = 8.0  # longer than a session: who wakes up has lost what it had in hand
 MOST = 4  # consumers at a time; there are as many partitions
 HOSTS = [f"host-{number}" for number in range(20)]
 QUICK = {  # whom a kill took is out of the group after 6 s; small batches, so that many are on the way
@@ -56,7 +57,7 @@ class Flow:
         producer.close()
 
 
-def test_consumers_that_join_leave_and_are_killed_lose_nothing_and_double_nothing(
+def test_consumers_that_join_leave_sleep_and_are_killed_lose_nothing_and_double_nothing(
     wide_pipeline: Pipeline, figures: list[str]
 ) -> None:
     pipeline, chance = wide_pipeline, random.Random(SEED)
@@ -65,10 +66,13 @@ def test_consumers_that_join_leave_and_are_killed_lose_nothing_and_double_nothin
     done: Counter[str] = Counter()
     running: list[Script] = []
     leaving: list[Script] = []
+    asleep: list[tuple[float, Script]] = []
     ends_at = time.monotonic() + SECONDS
     with Flow(pipeline) as flow:
         while time.monotonic() < ends_at:
-            action = chance.choice(["join", "join", "leave", "kill"])
+            if asleep and asleep[0][0] < time.monotonic():
+                running.append(wake(asleep))
+            action = chance.choice(["join", "join", "join", "join", "leave", "leave", "kill", "sleep"])
             if action == "join" and len(running) < MOST:
                 running.append(pipeline.consumer(environment=environment))
             elif action == "leave" and running:
@@ -76,12 +80,17 @@ def test_consumers_that_join_leave_and_are_killed_lose_nothing_and_double_nothin
                 leaving[-1].process.send_signal(signal.SIGTERM)
             elif action == "kill" and running:
                 running.pop(chance.randrange(len(running))).kill()
+            elif action == "sleep" and running and not asleep:
+                asleep.append((time.monotonic() + SLEEP_SECONDS, running.pop(chance.randrange(len(running)))))
+                asleep[0][1].process.send_signal(signal.SIGSTOP)
             else:
                 continue
             done[action] += 1
             for script in running:
                 assert script.process.poll() is None, script.lines()[-5:]
-            time.sleep(chance.uniform(0, 1.6))
+            time.sleep(chance.uniform(0, 2))
+    if asleep:
+        running.append(wake(asleep))
     meanwhile = pipeline.count()
     pipeline.drain()
     for script in (*running, *leaving):
@@ -92,11 +101,11 @@ def test_consumers_that_join_leave_and_are_killed_lose_nothing_and_double_nothin
     rows = pipeline.rows()
     stored = Counter(row["event_id"] for row in rows)
     lost = [event_id for event_id in flow.sent if event_id not in stored]
-    assigned_again = sum("are not where they were left" in line for each in pipeline.scripts for line in each.lines())
+    late = sum("are not where they were left" in line for each in pipeline.scripts for line in each.lines())
     figures.append(
-        f"consumers that joined {done['join']} times, left {done['leave']} times, were killed {done['kill']} times in "
-        f"{SECONDS:.0f} s: {len(flow.sent)} messages sent, {meanwhile} recorded meanwhile, {len(lost)} lost, "
-        f"{len(rows) - len(stored)} doubled; {assigned_again} batches came too late"
+        f"consumers that joined {done['join']} times, left {done['leave']} times, slept {done['sleep']} times, were "
+        f"killed {done['kill']} times in {SECONDS:.0f} s: {len(flow.sent)} messages sent, {meanwhile} recorded "
+        f"meanwhile, {len(lost)} lost, {len(rows) - len(stored)} doubled; {late} batches came too late"
     )
     assert lost == []
     assert sorted(stored.elements()) == sorted(flow.sent)
@@ -104,3 +113,9 @@ def test_consumers_that_join_leave_and_are_killed_lose_nothing_and_double_nothin
     assert pipeline.rejected() == []
     assert pipeline.consumed() == pipeline.ends()
     wait_until(lambda: pipeline.committed() == pipeline.ends(), "committed to Kafka")
+
+
+def wake(asleep: list[tuple[float, Script]]) -> Script:
+    _, script = asleep.pop()
+    script.process.send_signal(signal.SIGCONT)
+    return script
