@@ -141,7 +141,9 @@ KAFKA_LINES = {
     "foreign client": r"✗ Kafka: \S+: the broker does not accept the client certificate in KAFKA_SSL_CERTFILE",
     "expired client": r"✗ KAFKA_SSL_CERTFILE: ended 1 days ago: get a new one",
     "no client certificate": r"✗ Kafka: \S+: the broker wants a client certificate: set KAFKA_SSL_CERTFILE and .*",
-    "plain text": r"✗ Kafka: \S+: KAFKA_SECURITY_PROTOCOL does not fit this port of the broker",
+    # kafka-python throws the broker's alert away where it comes with the end of the connection
+    "plain text": r"✗ Kafka: \S+: (KAFKA_SECURITY_PROTOCOL does not fit this port of the broker|the broker closes the "
+    r"connection: it ends, or the login or KAFKA_SECURITY_PROTOCOL is wrong)",
     "SASL on another port": r"✗ Kafka: \S+: .*KAFKA_SECURITY_PROTOCOL.*",
     "SASL password": r"✗ Kafka: \S+: the broker does not accept KAFKA_SASL_PLAIN_USERNAME with its password",
     "no topic": r"✗ topic \S+: missing, .*; create it and grant DESCRIBE on it",
