@@ -587,7 +587,10 @@ def missing_tables(cursor: Any) -> list[str]:
 
 def first_line(error: BaseException) -> str:
     """What the error says, without the data that PostgreSQL quotes below."""
-    return " ".join(re.split(r"\n(?:LINE|DETAIL|HINT|CONTEXT)", str(error))[0].split()) or type(error).__name__
+    return (
+        " ".join(re.split(r"\n(?:LINE|DETAIL|HINT|CONTEXT|\tIs the server)", str(error))[0].split())
+        or type(error).__name__
+    )
 
 
 POSTGRES_REMEDIES = [

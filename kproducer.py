@@ -13,7 +13,6 @@ import math
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import sqlite3
@@ -214,10 +213,22 @@ def make_client(client: Any, context: ssl.SSLContext | None, options: Mapping[st
         raise ValueError(f"kafka-python can't use these KAFKA_ settings: {error}") from error
 
 
-class HandshakeDeadline(ssl.SSLSocket):
-    """A TLS socket whose handshake ends: kafka-python waits for ever for a peer that accepts and stays silent."""
+class PatientSocket(ssl.SSLSocket):
+    """A TLS socket that makes up for two defects of kafka-python 3.0."""
+
+    has_read = False
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """The end of the connection is told on its own: kafka-python throws away what it read just before it."""
+        data = super().recv(buflen, flags)
+        if not data and self.has_read:
+            self.has_read = False
+            raise ssl.SSLWantReadError
+        self.has_read = bool(data)
+        return data
 
     def do_handshake(self, block: bool = False) -> None:
+        """With a deadline: kafka-python waits for ever for a peer that accepts and stays silent."""
         self.settimeout(HANDSHAKE_SECONDS)
         super().do_handshake(block)
         self.settimeout(0.0)
@@ -245,7 +256,7 @@ class Certificates:
         self.context = None
         if options["security_protocol"].endswith("SSL"):
             self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            self.context.sslsocket_class = HandshakeDeadline
+            self.context.sslsocket_class = PatientSocket
             self.load(self.context)
         self.loaded = self.changed()
         self.told_at = -math.inf
@@ -390,7 +401,10 @@ class Terminal(logging.StreamHandler[Any]):
     def show(self, line: str, alert: bool = False) -> None:
         """Show this line instead; an alert is red, unless NO_COLOR is set. Nothing where there is no terminal."""
         if self.interactive:
-            line = line[: shutil.get_terminal_size().columns - 1]
+            columns = 0
+            with contextlib.suppress(OSError):
+                columns = os.get_terminal_size(self.stream.fileno()).columns
+            line = line[: (columns or 80) - 1]
             with self.lock or contextlib.nullcontext():
                 self.line = f"\x1b[31m{line}\x1b[0m" if alert and not os.environ.get("NO_COLOR") else line
                 self.stream.write(f"\r\x1b[K{self.line}")

@@ -1216,7 +1216,7 @@ def test_no_root_certificate_is_needed_where_none_is_used(tmp_path):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("connection refused\n\tIs the server running?\n", "connection refused Is the server running?"),
+        ("connection refused\n\tIs the server running?\n", "connection refused"),
         ('invalid input\nCONTEXT:  COPY batch, line 1: "s3cret"\n', "invalid input"),
         ("", "OperationalError"),
     ],

@@ -38,9 +38,9 @@ from kproducer import (
     WINDOW,
     Certificates,
     Delivery,
-    HandshakeDeadline,
     KafkaLog,
     Outage,
+    PatientSocket,
     Sample,
     Stop,
     bandwidth,
@@ -1052,7 +1052,7 @@ class Tty(io.StringIO):
 
 @pytest.fixture
 def tty(monkeypatch):
-    for name, text in (("TERM", "xterm"), ("COLUMNS", "20"), ("LINES", "24")):
+    for name, text in (("TERM", "xterm"),):
         monkeypatch.setenv(name, text)
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr("sys.stderr", Tty())
@@ -1066,8 +1066,8 @@ def test_a_line_of_the_log_goes_above_the_line_that_is_kept_up_to_date(tty):
 
 
 def test_the_line_is_no_longer_than_the_terminal_is_wide_and_red_when_it_alerts(tty, monkeypatch):
-    tty.show("x" * 50, alert=True)
-    assert tty.stream.getvalue() == f"\r\x1b[K\x1b[31m{'x' * 19}\x1b[0m"
+    tty.show("x" * 100, alert=True)
+    assert tty.stream.getvalue() == f"\r\x1b[K\x1b[31m{'x' * 79}\x1b[0m"
     monkeypatch.setenv("NO_COLOR", "1")
     tty.show("calm", alert=True)
     assert tty.stream.getvalue().endswith("\r\x1b[Kcalm")
@@ -1240,7 +1240,7 @@ def test_tls_checks_the_broker_and_its_handshake_has_a_deadline(pem):
     context = tls_context(options)
     assert context.verify_mode == ssl.CERT_REQUIRED
     assert context.check_hostname
-    assert context.sslsocket_class is HandshakeDeadline
+    assert context.sslsocket_class is PatientSocket
     assert options == {"security_protocol": "SSL", "client_id": "x"}  # kafka-python gets the context instead
 
 

@@ -238,12 +238,7 @@ def wrong(running: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(
     "thing",
-    [
-        pytest.param(thing, marks=pytest.mark.xfail(reason="see test_a_wrong_password_is_said_and_loses_nothing"))
-        if thing == "SASL password"
-        else thing
-        for thing in KAFKA_LINES
-    ],
+    KAFKA_LINES,
 )
 def test_what_is_wrong_with_kafka_is_one_line(wrong: dict[tuple[str, str], Checked], script: str, thing: str) -> None:
     checked = wrong[script, thing]

@@ -10,10 +10,10 @@ from typing import Any
 from uuid import uuid4
 
 from kafka import KafkaProducer
-from pipeline import CLIENT, DEADLINE, Pipeline, Script, encoded, wait_until, warning
+from pipeline import CLIENT, DEADLINE, Pipeline, Script, encoded, wait_until, warning, warnings
 
 SEED = int(os.environ.get("REBALANCE_SEED") or random.SystemRandom().randrange(10**6))
-SECONDS = 35.0
+SECONDS = 30.0
 SLEEP_SECONDS = 8.0  # longer than a session: who wakes up has lost what it had in hand
 MOST = 4  # consumers at a time; there are as many partitions
 HOSTS = [f"host-{number}" for number in range(20)]
@@ -119,3 +119,35 @@ def wake(asleep: list[tuple[float, Script]]) -> Script:
     _, script = asleep.pop()
     script.process.send_signal(signal.SIGCONT)
     return script
+
+
+def test_a_consumer_that_sleeps_in_the_middle_of_a_batch_neither_holds_up_nor_spoils_what_another_does(
+    pipeline: Pipeline,
+) -> None:
+    proxy, kafka = pipeline.servers.postgres_proxy, pipeline.servers.kafka.environment()
+    awake = pipeline.environment(proxied=False, **QUICK)
+    pipeline.send(warnings(2000))
+    proxy.bytes_per_second, proxy.mode = 100_000, "slow"
+    slow = pipeline.environment(proxied=True, **kafka | QUICK | {"KAFKA_MAX_POLL_RECORDS": "2000"})
+    sleeper = pipeline.consumer(environment=slow)
+    wait_until(lambda: pipeline.sql("select 1 from pg_stat_progress_copy"), "in the middle of a COPY")
+    sleeper.process.send_signal(signal.SIGSTOP)
+    assert pipeline.count() == 0
+    other = pipeline.consumer(environment=awake)
+    pipeline.has_rows(2000)  # the other one has its partition, and has ended the transaction that was left open
+    pipeline.send(warnings(100))
+    pipeline.has_rows(2100)
+    rows = pipeline.rows()
+    proxy.mode = "pass"
+    sleeper.process.send_signal(signal.SIGCONT)
+    time.sleep(2)
+    pipeline.send(warnings(100))
+    pipeline.has_rows(2200)
+    assert other.stop() == 0
+    pipeline.send(warnings(100))
+    pipeline.has_rows(2300)  # now it is the first one's
+    assert sleeper.stop() == 0
+    assert pipeline.rows()[:2100] == rows
+    assert [row["offset"] for row in pipeline.rows()] == list(range(2300))
+    assert pipeline.rejected() == []
+    assert pipeline.consumed() == pipeline.ends()

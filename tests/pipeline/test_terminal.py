@@ -114,11 +114,7 @@ def test_a_dumb_terminal_gets_plain_lines(terminal: Pipeline) -> None:
     [
         (80, "the terminal"),
         (40, "the terminal"),
-        pytest.param(
-            40,
-            "elsewhere",
-            marks=pytest.mark.xfail(strict=True, reason="shutil.get_terminal_size() asks standard output"),
-        ),
+        (40, "elsewhere"),
     ],
 )
 def test_the_line_is_never_wider_than_the_terminal(
