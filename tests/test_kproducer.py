@@ -1052,8 +1052,7 @@ class Tty(io.StringIO):
 
 @pytest.fixture
 def tty(monkeypatch):
-    for name, text in (("TERM", "xterm"),):
-        monkeypatch.setenv(name, text)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr("sys.stderr", Tty())
     return kproducer.Terminal()
