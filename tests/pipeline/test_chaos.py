@@ -256,7 +256,6 @@ def draw_pause(chance: random.Random) -> float:
 
 
 @pytest.mark.chaos
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket")  # a connection that is reset while it is accepted
 def test_each_warning_is_recorded_once_whatever_breaks(wide_pipeline: Pipeline, figures: list[str]) -> None:
     pipeline = wide_pipeline
     again = f"CHAOS_SEED={SEED} CHAOS_FAULTS={COUNT} pytest -m chaos"
