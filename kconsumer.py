@@ -698,9 +698,8 @@ class Recorder:
         self.finished = False
         self.recorded = self.shown = self.logged = 0
         self.next_offsets: dict[TopicPartition, int] = {}  # of what is recorded
-        self.left_at: dict[
-            TopicPartition, int | None
-        ] = {}  # the same in the database, once all that was read is recorded
+        # What the database will say when everything read is recorded; None where it says nothing of a partition.
+        self.left_at: dict[TopicPartition, int | None] = {}
 
     def run(self) -> int:
         """Until `stop`, or, with until_empty, until what was there at the start is recorded. The exit status."""
