@@ -34,6 +34,7 @@ from kafka.errors import (
     CoordinatorNotAvailableError,
     GroupAuthorizationFailedError,
     KafkaConfigurationError,
+    KafkaConnectionError,
     KafkaError,
     UnrecognizedBrokerVersion,
 )
@@ -234,6 +235,19 @@ class PatientSocket(ssl.SSLSocket):
         self.settimeout(0.0)
 
 
+class PatientContext(ssl.SSLContext):
+    """A TLS context that makes up for a third: an OSError here ends kafka-python's refreshing of metadata for good."""
+
+    sslsocket_class = PatientSocket
+
+    def wrap_socket(self, *arguments: Any, **options: Any) -> ssl.SSLSocket:
+        """KafkaConnectionError where the peer resets the connection before its TLS begins."""
+        try:
+            return super().wrap_socket(*arguments, **options)
+        except OSError as error:
+            raise KafkaConnectionError(str(error)) from error
+
+
 class Certificates:
     """The TLS context that KAFKA_SSL_... describes, kept up to date with the files.
 
@@ -253,10 +267,9 @@ class Certificates:
                 path.read_bytes()
             except OSError as error:
                 raise ValueError(f"KAFKA_{name.upper()}: can't read {path}: {error.strerror}") from error
-        self.context = None
+        self.context: ssl.SSLContext | None = None
         if options["security_protocol"].endswith("SSL"):
-            self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            self.context.sslsocket_class = PatientSocket
+            self.context = PatientContext(ssl.PROTOCOL_TLS_CLIENT)
             self.load(self.context)
         self.loaded = self.changed()
         self.told_at = -math.inf

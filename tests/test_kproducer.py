@@ -10,6 +10,7 @@ import signal
 import socket
 import sqlite3
 import ssl
+import struct
 import threading
 import time
 from argparse import Namespace
@@ -24,6 +25,7 @@ import trustme
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import (
     KafkaConfigurationError,
+    KafkaError,
     KafkaTimeoutError,
     TopicAuthorizationFailedError,
     UnrecognizedBrokerVersion,
@@ -1288,6 +1290,16 @@ def test_a_file_that_does_not_do_is_named(pem, wrong, message):
         tls_context(tls(**(right | files)))
     assert "\n" not in str(caught.value)
     assert "wr0ng" not in str(caught.value)
+
+
+def test_a_connection_that_is_reset_before_its_tls_is_an_error_that_kafka_python_expects(pem):
+    context = tls_context(tls(cafile=pem.ca, certfile=pem.one, keyfile=pem.one_key))
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        peer, _ = server.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()  # a reset, which on loopback is there at once
+        with pytest.raises(KafkaError):
+            context.wrap_socket(client, server_hostname="127.0.0.1", do_handshake_on_connect=False)
 
 
 def test_a_handshake_with_a_peer_that_stays_silent_ends(pem, monkeypatch):
