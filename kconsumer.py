@@ -826,6 +826,8 @@ class Recorder:
                              name, offset, begin - 1)  # fmt: skip
             self.consumer.seek(partition, offset if begin <= offset <= end else begin)
             self.left_at[partition] = stored.get(partition.partition)
+            if partition.partition in stored and offset <= end:  # whoever recorded it may not have told Kafka
+                self.next_offsets[partition] = offset
         if self.until_empty and self.ends is None:
             everything = [TopicPartition(self.topic, n) for n in self.consumer.partitions_for_topic(self.topic)]
             begins = self.consumer.beginning_offsets(everything, timeout_ms=3000)

@@ -1,7 +1,6 @@
 """--check of both scripts: what is right, and each thing that can be wrong with what to do about it."""
 
 import hashlib
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -483,29 +482,18 @@ def test_the_check_leaves_no_file_beside_the_outbox_of_a_killed_producer(pipelin
     pipeline.assert_recorded(unlogged=1)
 
 
-@pytest.mark.parametrize("place", ["a folder", "under a file", "in a folder that can't be written", "unreadable"])
+@pytest.mark.parametrize("place", ["a folder", "under a file"])
 def test_an_outbox_that_can_not_be_used_is_said(pipeline: Pipeline, place: str) -> None:
-    directory = pipeline.directory / "state"
-    directory.mkdir()
-    outbox = directory / "outbox.sqlite"
+    outbox = pipeline.directory / "state"
     if place == "a folder":
         outbox.mkdir()
-    elif place == "under a file":
+    else:
         outbox.touch()
         outbox = outbox / "outbox.sqlite"
-    elif os.geteuid() == 0:
-        pytest.skip("root may write anywhere")
-    elif place == "unreadable":
-        outbox.touch(mode=0)
-    else:
-        directory.chmod(0o500)
-    try:
-        line = outbox_line(pipeline, outbox)
-        run = pipeline.producer("--outbox", str(outbox), "--flush-interval", "1", "--interface", LOOPBACK)
-        assert run.ends() == 2
-        assert line.startswith("✗ ")
-    finally:
-        directory.chmod(0o700)
+    line = outbox_line(pipeline, outbox)
+    run = pipeline.producer("--outbox", str(outbox), "--flush-interval", "1", "--interface", LOOPBACK)
+    assert run.ends() == 2
+    assert line.startswith("✗ ")
 
 
 def test_an_empty_outbox_file_is_not_in_use(pipeline: Pipeline) -> None:
