@@ -83,8 +83,8 @@ CONSUMER_OPTIONS: dict[str, Any] = {
     "max_poll_records": 10000,
     "fetch_max_wait_ms": POLL_MS,
     "metrics_enabled": False,
-    "fetch_max_bytes": 2 << 20,
-    "max_partition_fetch_bytes": 1 << 20,
+    "fetch_max_bytes": 8 << 20,
+    "max_partition_fetch_bytes": 4 << 20,
 }
 # What the promise rests on: no setting changes these.
 CONSUMER_PROMISE: dict[str, Any] = {
