@@ -1,6 +1,8 @@
 """What the documents say is what the programs do."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,10 @@ def test_the_version_is_the_same_everywhere():
     assert version
     assert version[1] == kproducer.__version__ == kconsumer.__version__
     assert f"## {version[1]}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("script", ["kproducer.py", "kconsumer.py"])
+def test_optimized_python_which_kafka_python_cannot_bear_is_refused_in_one_line(script):
+    ended = subprocess.run([sys.executable, "-O", ROOT / script, "--check"], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "unset PYTHONOPTIMIZE, no -O" in ended.stderr.splitlines()[-1]
