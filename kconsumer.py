@@ -232,20 +232,14 @@ BEATEN = """
 insert into heartbeats (host, heartbeat_at) values %s on conflict (host) do update
 set heartbeat_at = excluded.heartbeat_at, recorded_at = default where heartbeats.heartbeat_at < excluded.heartbeat_at"""
 # Moves the offsets on only from where this consumer left them: not where the database was put back to a backup, or
-# another consumer has these partitions now. Counts the partitions that it moved.
+# another consumer has these partitions now.
 ADVANCE = """
-with batch (partition, left_at, next_offset) as (values {values}),
-moved as (
-    update consumed_offsets as stored set next_offset = batch.next_offset from batch
-    where consumer_group = %(group)s and topic = %(topic)s
-    and stored.partition = batch.partition and stored.next_offset = batch.left_at returning 1
-),
-begun as (
-    insert into consumed_offsets (consumer_group, topic, partition, next_offset)
-    select %(group)s, %(topic)s, partition, next_offset from batch where left_at is null
-    on conflict do nothing returning 1
-)
-select (select count(*) from moved) + (select count(*) from begun)"""
+update consumed_offsets as stored set next_offset = batch.next_offset
+from (values %s) as batch (consumer_group, topic, partition, left_at, next_offset)
+where stored.consumer_group = batch.consumer_group and stored.topic = batch.topic
+and stored.partition = batch.partition and stored.next_offset = batch.left_at"""
+BEGIN_AT = """
+insert into consumed_offsets (consumer_group, topic, partition, next_offset) values %s on conflict do nothing"""
 NEXT_OFFSETS = "select partition, next_offset from consumed_offsets where consumer_group = %s and topic = %s"
 # A topic that was made anew counts from 0 again: what was rejected at these offsets before keeps its row.
 FORGET = "delete from consumed_offsets where consumer_group = %s and topic = %s and partition = %s"
@@ -517,10 +511,11 @@ class Database:
         rejected = batch.rejected
         with self.cursor() as cursor:
             try:
-                self.advance(cursor, "", batch)
+                self.advance(cursor, batch)
                 self.copy(cursor, COPY, [line for _, line in batch.rows])
             except DATA_ERRORS:
-                self.advance(cursor, f"rollback; {BEGIN}; {TEMPORARY}; ", batch)
+                cursor.execute(f"rollback; {BEGIN}; {TEMPORARY}")
+                self.advance(cursor, batch)
                 rejected = rejected + self.merge(cursor, batch.rows)
             if rejected:
                 values = [(r.topic, r.partition, r.offset, r.key, r.value, reason) for r, reason in rejected]
@@ -531,14 +526,16 @@ class Database:
             cursor.execute("commit")
         return len(rejected)
 
-    def advance(self, cursor: Any, before: str, batch: Batch) -> None:
+    def advance(self, cursor: Any, batch: Batch) -> None:
         """Move the offsets on, and hold them until the end of the transaction."""
-        template = "(%s::integer, %s::bigint, %s::bigint)"
-        offsets = [(at.partition, batch.left_at[at], n) for at, n in batch.next_offsets.items()]
-        values = b", ".join(cursor.mogrify(template, row) for row in offsets).decode()
-        cursor.execute(before + ADVANCE.format(values=values), {"group": self.group, "topic": self.topic})
-        if cursor.fetchone()[0] != len(offsets):
-            raise Moved
+        offsets = [(self.group, self.topic, at.partition, batch.left_at[at], n) for at, n in batch.next_offsets.items()]
+        known = [row for row in offsets if row[3] is not None]
+        new = [(*row[:3], row[4]) for row in offsets if row[3] is None]
+        for statement, rows in ((ADVANCE, known), (BEGIN_AT, new)):
+            if rows:
+                psycopg2.extras.execute_values(cursor, statement, rows, page_size=len(rows))
+                if cursor.rowcount != len(rows):
+                    raise Moved
 
     def copy(self, cursor: Any, statement: str, lines: Sequence[str]) -> None:
         cursor.copy_expert(statement, Progress("".join(lines).encode(), self.wait_for), size=1 << 18)
