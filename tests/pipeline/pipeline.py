@@ -282,6 +282,14 @@ class Pipeline:
         self.assert_in_order(rows)
         return rows
 
+    def assert_all_arrive(self, producer: Script, consumer: Script) -> None:
+        """Stop both scripts: all that the producer raised is recorded, and nothing was rejected."""
+        assert producer.stop() == 0
+        self.has_rows(len(producer.raised()))
+        assert consumer.stop() == 0
+        self.assert_recorded()
+        assert self.rejected() == []
+
     @staticmethod
     def assert_in_order(rows: list[dict[str, Any]]) -> None:
         """A host's warnings are in one partition, in the order in which they were observed."""

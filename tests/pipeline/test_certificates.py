@@ -98,10 +98,7 @@ def test_a_consumer_uses_certificates_that_were_renewed_on_disk(
     consumer = pipeline.consumer(environment=files.environment, scripts=impatient(pipeline.directory))
     producer = pipeline.producer("--forever", "--flush-interval", "0.5")
     renewed_files_are_used(pipeline, files, clients, consumer.says)
-    assert producer.stop() == 0
-    pipeline.has_rows(len(producer.raised()))
-    assert consumer.stop() == 0
-    assert len(pipeline.assert_recorded()) == len(producer.raised())
+    pipeline.assert_all_arrive(producer, consumer)
 
 
 def renewed_files_are_used(
@@ -140,7 +137,4 @@ def test_scripts_whose_certificate_had_expired_go_on_once_the_files_are_renewed(
     files.write(*pipeline.servers.certificates.client("renewed"))
     for script in (producer, consumer):
         script.says("Kafka: works again")
-    assert producer.stop() == 0
-    pipeline.has_rows(len(producer.raised()))
-    assert consumer.stop() == 0
-    assert len(pipeline.assert_recorded()) == len(producer.raised())
+    pipeline.assert_all_arrive(producer, consumer)

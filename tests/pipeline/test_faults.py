@@ -153,11 +153,7 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing(
         stored = stored or pipeline.count()
         recovers(figures, f"{side} killed", lambda: pipeline.count() > stored)  # noqa: B023
     goes_on(pipeline)
-    assert producer.stop() == 0
-    pipeline.has_rows(len(producer.raised()))
-    assert consumer.stop() == 0
-    pipeline.assert_recorded()
-    assert pipeline.rejected() == []
+    pipeline.assert_all_arrive(producer, consumer)
 
 
 # The database is put back, the topic is not what it was
@@ -278,10 +274,7 @@ def test_a_topic_that_is_missing_is_waited_for_by_both(pipeline: Pipeline) -> No
         assert script.says(rf"WARNING Kafka: .*{pipeline.topic}")
     kafka.create_topic(pipeline.topic)
     pipeline.has_rows(len(producer.raised()))
-    assert producer.stop() == 0
-    pipeline.has_rows(len(producer.raised()))
-    assert consumer.stop() == 0
-    pipeline.assert_recorded()
+    pipeline.assert_all_arrive(producer, consumer)
 
 
 # A sick database
@@ -425,11 +418,7 @@ def test_connections_that_are_reset_in_the_middle_of_a_record_lose_nothing(pipel
         goes_on(pipeline)
         proxy.reset(after_bytes=bytes_)
     goes_on(pipeline)
-    assert producer.stop() == 0
-    pipeline.has_rows(len(producer.raised()))
-    assert consumer.stop() == 0
-    pipeline.assert_recorded()
-    assert pipeline.rejected() == []
+    pipeline.assert_all_arrive(producer, consumer)
 
 
 def test_both_scripts_recover_from_a_silent_kafka(pipeline: Pipeline, figures: list[str]) -> None:
@@ -462,11 +451,7 @@ def test_the_consumer_recovers_from_a_silent_postgres(pipeline: Pipeline, figure
     stored = pipeline.count()
     proxy.mode = "pass"
     recovers(figures, "consumer, PostgreSQL silent", lambda: pipeline.count() > stored)
-    assert producer.stop() == 0
-    pipeline.has_rows(len(producer.raised()))
-    assert consumer.stop() == 0
-    pipeline.assert_recorded()
-    assert pipeline.rejected() == []
+    pipeline.assert_all_arrive(producer, consumer)
 
 
 def test_a_batch_that_postgres_took_half_of_is_recorded_after_the_silence(pipeline: Pipeline) -> None:

@@ -175,11 +175,7 @@ def test_rights_that_are_taken_away_and_given_back_lose_nothing_and_repeat_nothi
     allow_group(pipeline, "READ")
     for script in (producer, consumer):
         script.says("Kafka: works again")
-    assert producer.stop() == 0
-    pipeline.has_rows(len(producer.raised()))
-    assert consumer.stop() == 0
-    assert len(pipeline.assert_recorded()) == len(producer.raised())
-    assert pipeline.rejected() == []
+    pipeline.assert_all_arrive(producer, consumer)
 
 
 def test_until_empty_gives_up_without_the_right_to_the_group(impatient: Script) -> None:
