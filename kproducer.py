@@ -1092,9 +1092,7 @@ def start(
     stop.on_signals(grace_seconds)
     try:
         if not __debug__:
-            raise ValueError(
-                "kafka-python can't read what a broker answers without assert: unset PYTHONOPTIMIZE, no -O"
-            )
+            raise ValueError("kafka-python fails without asserts: unset PYTHONOPTIMIZE, start without -O")
         return show(check(settings, kafka_log)) if settings.check else run(settings, stop, kafka_log, terminal)
     except (ValueError, KafkaError) as error:
         logger.debug("traceback:", exc_info=True)

@@ -44,4 +44,4 @@ def test_the_version_is_the_same_everywhere():
 def test_optimized_python_which_kafka_python_cannot_bear_is_refused_in_one_line(script):
     ended = subprocess.run([sys.executable, "-O", ROOT / script, "--check"], capture_output=True, text=True)
     assert ended.returncode == 2
-    assert "unset PYTHONOPTIMIZE, no -O" in ended.stderr.splitlines()[-1]
+    assert "unset PYTHONOPTIMIZE, start without -O" in ended.stderr.splitlines()[-1]
