@@ -75,7 +75,7 @@ HOST_CHARACTERS = 255
 CLOCK_SECONDS = 2.0  # a clock that is further from the server's is wrong
 # A thread that comes back from a socket waits so long for one that computes; Python's 5 ms cost a quarter of the speed.
 SWITCH_SECONDS = 0.0005
-COLLECT_OBJECTS = 50_000  # new ones until Python looks for garbage: its 700 go through each batch dozens of times
+COLLECT_OBJECTS = 50_000  # new ones until Python looks for garbage: its 700 come dozens of times in a batch
 
 CONSUMER_OPTIONS: dict[str, Any] = {
     "client_id": "kconsumer",
@@ -864,6 +864,8 @@ class Recorder:
         self.verified_at = self.clock()
         if any(stored.get(at.partition) != self.left_at[at] for at in self.consumer.assignment() if at in self.left_at):
             self.moved()
+        else:
+            self.tell(self.next_offsets)  # in a rebalance, Kafka takes none
 
     def compare(self, stored: Mapping[int, int]) -> None:
         """Finished when each partition is recorded, by this consumer or by another, to where it ended at the start."""
@@ -898,8 +900,12 @@ class Recorder:
             reason = f", the first: {batch.rejected[0][1]}" if batch.rejected else ""
             logger.warning("%d messages went to rejected_messages%s", rejected, reason)
         logger.debug("recorded %d, rejected %d", recorded, rejected)
-        if offsets := self.committable(batch.next_offsets):
-            self.consumer.commit_async(offsets)
+        self.tell(batch.next_offsets)
+
+    def tell(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Let Kafka show how far this consumer's partitions are recorded."""
+        if mine := self.committable(offsets):
+            self.consumer.commit_async(mine)
 
     def committable(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, OffsetAndMetadata]:
         """As Kafka takes them, those of this consumer's partitions. Kafka only shows them: the database's count."""

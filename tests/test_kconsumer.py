@@ -1070,6 +1070,16 @@ def test_a_database_that_is_where_it_was_left_is_not_sought_again(recorder, kafk
     assert [one for one in caplog.records if one.levelname == "WARNING"] == []
 
 
+def test_where_nothing_comes_kafka_is_told_again_what_it_may_not_have_taken(recorder, kafka, database, clock):
+    kafka.script.append(messages(40, 43))
+    step(recorder, 4)
+    database.next_offsets.return_value = {0: 43}
+    ends_at = clock.now + 2.5 * kconsumer.LOG_SECONDS
+    while clock.now < ends_at:
+        step(recorder)
+    assert kafka.committed() == [{AT: 43}] * 3
+
+
 # The end
 
 

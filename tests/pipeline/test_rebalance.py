@@ -112,7 +112,8 @@ def test_consumers_that_join_leave_sleep_and_are_killed_lose_nothing_and_double_
     pipeline.assert_in_order(rows)
     assert pipeline.rejected() == []
     assert pipeline.consumed() == pipeline.ends()
-    wait_until(lambda: pipeline.committed() == pipeline.ends(), "committed to Kafka")
+    pipeline.drain()  # Kafka takes no offsets from consumers that all leave at once: the next one tells them
+    assert pipeline.committed() == pipeline.ends()
 
 
 def wake(asleep: list[tuple[float, Script]]) -> Script:
