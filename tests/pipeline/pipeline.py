@@ -287,7 +287,7 @@ class Pipeline:
         assert producer.stop() == 0
         self.has_rows(len(producer.raised()))
         assert consumer.stop() == 0
-        self.assert_recorded()
+        assert len(self.assert_recorded()) == len(producer.raised())
         assert self.rejected() == []
 
     @staticmethod

@@ -235,10 +235,7 @@ def wrong(running: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize(
-    "thing",
-    KAFKA_LINES,
-)
+@pytest.mark.parametrize("thing", KAFKA_LINES)
 def test_what_is_wrong_with_kafka_is_one_line(wrong: dict[tuple[str, str], Checked], script: str, thing: str) -> None:
     checked = wrong[script, thing]
     assert_plain(checked)
