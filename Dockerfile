@@ -1,6 +1,7 @@
 FROM python:3.13-slim
 
 WORKDIR /src
+COPY eventkafkapostgres eventkafkapostgres
 COPY setup.py pyproject.toml README.md LICENSE __init__.py simpleEvents.py kproducer.py kconsumer.py ./
 RUN pip install --no-cache-dir . && \
     useradd --system --uid 10001 --create-home --home-dir /var/lib/eventKafkaPostgres events

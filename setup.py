@@ -1,4 +1,4 @@
-"""The distribution eventKafkaPostgres: three modules and two commands. demo/ and bench/ are not installed."""
+"""The distribution: three modules, one package, two commands. demo/, bench/ and tests/ are not installed."""
 
 import re
 from pathlib import Path
@@ -35,6 +35,8 @@ setup(
     keywords=["bandwidth", "monitoring", "kafka", "postgresql", "aiven", "exactly-once"],
     python_requires=">=3.11",
     py_modules=["simpleEvents", "kproducer", "kconsumer"],
+    packages=["eventkafkapostgres"],
+    package_data={"eventkafkapostgres": ["*.sql"]},
     install_requires=["kafka-python[crc32c]>=3.0.12,<3.1", "psycopg2-binary>=2.9.10", "psutil>=6"],
     extras_require={
         "demo": DEMO,

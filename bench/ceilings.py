@@ -20,7 +20,10 @@ from kafka.consumer.fetcher import ConsumerRecord
 
 import kconsumer
 from bench.load import TOPIC, messages
-from kproducer import Certificates
+from eventkafkapostgres.database import COPY
+from eventkafkapostgres.message import parse
+from eventkafkapostgres.settings import postgres_options
+from eventkafkapostgres.tls import Certificates
 
 BATCH = 10_000
 INSERT = """
@@ -34,7 +37,7 @@ on conflict do nothing"""
 
 def connect() -> Any:
     """As the consumer connects."""
-    url, options = kconsumer.postgres_options(os.environ)
+    url, options = postgres_options(os.environ)
     return psycopg2.connect(url, **options)
 
 
@@ -62,13 +65,13 @@ def in_memory(count: int) -> list[dict[TopicPartition, list[Any]]]:
 
 def texts(count: int) -> list[bytes]:
     """The rows as COPY reads them, one text for each batch."""
-    return ["".join(line for _, line in kconsumer.parse(polled).rows).encode() for polled in in_memory(count)]
+    return ["".join(line for _, line in parse(polled).rows).encode() for polled in in_memory(count)]
 
 
 def copy(text: bytes) -> None:
     """One connection, one COPY, one transaction."""
     with closing(connect()) as connection, connection.cursor() as cursor:
-        cursor.copy_expert(kconsumer.COPY, io.BytesIO(text), size=1 << 18)
+        cursor.copy_expert(COPY, io.BytesIO(text), size=1 << 18)
         connection.commit()
 
 
@@ -82,11 +85,11 @@ def poll_only(count: int) -> Iterator[None]:
 
 
 def parse_only(count: int) -> Iterator[None]:
-    """kconsumer.parse on records in memory."""
+    """message.parse on records in memory."""
     there = in_memory(count)
     yield
     for polled in there:
-        kconsumer.parse(polled)
+        parse(polled)
 
 
 def plain_copy(count: int) -> Iterator[None]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-import kconsumer
 from bench.load import BEGIN, HOSTS, load, messages, uuid4
 from bench.systems import consumers, query
 from demo.servers import Servers
-from kproducer import uuid7
+from eventkafkapostgres.database import TABLES
+from eventkafkapostgres.message import uuid7
 
 SECONDS_BETWEEN_ROUNDS = 1_000_000
 KEYS: dict[str, Callable[[float, int], UUID]] = {"v7": uuid7, "v4": uuid4}
@@ -44,14 +44,14 @@ def fill(running: Servers, schema: str, keys: str, rows: int) -> None:
     """The consumer's tables in a schema of their own, with so many rows, and their indexes as built anew."""
     path = f"set search_path = {schema}; set maintenance_work_mem = '512MB'; "
     query(running, f"create schema {schema}")
-    for statement in kconsumer.TABLES.values():
+    for statement in TABLES.values():
         query(running, path + statement)
     if rows:
         drop = "alter table bandwidth_exceeds drop constraint bandwidth_exceeds_pkey; "
         drop += "drop index bandwidth_exceeds_host_observed_at, bandwidth_exceeds_observed_at; "
         query(running, path + drop + FILL.format(key=KEY[keys], rows=rows))
         query(running, path + "alter table bandwidth_exceeds add primary key (event_id)")
-        for name, statement in kconsumer.TABLES.items():
+        for name, statement in TABLES.items():
             if name.startswith("bandwidth_exceeds_"):
                 query(running, path + statement)
         query(running, f"vacuum analyze {schema}.bandwidth_exceeds")

@@ -10,7 +10,8 @@ from uuid import UUID
 from kafka import KafkaProducer
 
 from demo.servers import Servers
-from kproducer import Sample, uuid7, warning
+from eventkafkapostgres.bandwidth import Sample
+from eventkafkapostgres.message import uuid7, warning
 
 TOPIC = "bandwidth_exceeds"
 HOSTS = 40

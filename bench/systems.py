@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import kconsumer
 from bench.load import BEGIN, TOPIC
 from bench.measure import Measured
 from bench.services import Service, kconsumer_script
 from demo.servers import Servers
+from eventkafkapostgres.database import TABLES
 
 # From the begin of the first transaction that stored rows to the end of the last one.
 STORED = """
@@ -58,7 +58,7 @@ def query(running: Servers, statement: str, user: str = "events") -> list[tuple[
 
 def make_tables(running: Servers) -> None:
     """Tables as the consumer makes them."""
-    for statement in kconsumer.TABLES.values():
+    for statement in TABLES.values():
         query(running, statement)
 
 

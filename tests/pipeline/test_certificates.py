@@ -57,7 +57,8 @@ def impatient(directory: Path) -> Path:
     scripts.mkdir()
     for name in ("kproducer.py", "kconsumer.py", "simpleEvents.py"):
         shutil.copy(SCRIPTS / name, scripts)
-    script = scripts / "kconsumer.py"
+    shutil.copytree(SCRIPTS / "eventkafkapostgres", scripts / "eventkafkapostgres")
+    script = scripts / "eventkafkapostgres" / "recorder.py"
     text = script.read_text()
     assert text.count("LOG_SECONDS, QUIET_SECONDS = 60.0, 600.0") == 1
     script.write_text(text.replace("LOG_SECONDS, QUIET_SECONDS = 60.0, 600.0", "LOG_SECONDS, QUIET_SECONDS = 1.0, 1.0"))

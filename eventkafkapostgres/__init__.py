@@ -1,0 +1,1 @@
+"""What kproducer.py and kconsumer.py stand on. It imports neither."""
