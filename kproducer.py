@@ -6,7 +6,6 @@ $ python kproducer.py --limit 1MB/s
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import secrets
@@ -18,7 +17,7 @@ from typing import Any, NoReturn
 
 from kafka import KafkaProducer
 
-from eventkafkapostgres.bandwidth import Sample, format_rate, interface, parse_rate, samples
+from eventkafkapostgres.bandwidth import Interfaces, Sample, interface_name, samples
 from eventkafkapostgres.checks import check_kafka, check_outbox
 from eventkafkapostgres.console import (
     Finding,
@@ -34,9 +33,10 @@ from eventkafkapostgres.console import (
     topic_name,
 )
 from eventkafkapostgres.delivery import Delivery, Sent
-from eventkafkapostgres.message import uuid7, warning
+from eventkafkapostgres.message import heartbeat, to_json, uuid7, warning
 from eventkafkapostgres.outages import KafkaLog
 from eventkafkapostgres.outbox import open_outbox, outbox_path
+from eventkafkapostgres.rates import format_rate, parse_rate
 from eventkafkapostgres.settings import PRODUCER_OPTIONS, PRODUCER_PROMISE, kafka_options, make_client
 from eventkafkapostgres.tls import Certificates
 from simpleEvents import EventSystem
@@ -50,7 +50,7 @@ UNTIL_THE_END: list[Any] = []  # a KafkaProducer that is garbage-collected waits
 
 def bandwidth_exceed_event_system(
     delivery: Delivery,
-    measured: Iterator[Sample],
+    measured: Iterator[Sample | None],
     settings: argparse.Namespace,
     stop: Stop,
     flush_seconds: float = FLUSH_SECONDS,
@@ -63,21 +63,22 @@ def bandwidth_exceed_event_system(
     sampled, raised, acknowledged_before = 0, 0, delivery.acknowledged
     key, limit = settings.host.encode(), format_rate(settings.limit)
     for sample in measured:
+        if sample is None:
+            continue
         sampled += 1
-        bytes_per_second = sample.bytes_sent_per_second + sample.bytes_received_per_second
-        exceeded = bytes_per_second > settings.limit
+        exceeded = sample.bytes_per_second > settings.limit
         if exceeded:
             raised += 1
-            event = warning(
-                sample, settings.host, settings.limit, uuid7(sample.observed_at.timestamp(), secrets.randbits(74))
-            )
-            delivery.pump((key, json.dumps(event, ensure_ascii=False).encode()))
+            event_id = uuid7(sample.observed_at.timestamp(), secrets.randbits(74))
+            episode_started_at = delivery.episode_started_at(sample.observed_at, settings.interval)
+            event = warning(sample, settings.host, settings.limit, event_id, episode_started_at)
+            delivery.pump((key, to_json(event).encode()))
             logger.warning("%s (%s)", event["message"], event["event_id"])
         if settings.heartbeat and clock() >= delivery.heartbeat_at:
-            beat = {"host": settings.host, "heartbeat_at": sample.observed_at.isoformat(timespec="microseconds")}
-            delivery.beat(key, json.dumps(beat, ensure_ascii=False).encode(), settings.heartbeat)
+            beat = heartbeat(settings.host, sample.observed_at)
+            delivery.beat(key, to_json(beat).encode(), settings.heartbeat)
         state = f"{raised} warnings raised, {delivery.waiting} waiting"
-        show(f"{format_rate(bytes_per_second)} of {limit}, {state}", exceeded)
+        show(f"{format_rate(sample.bytes_per_second)} of {limit}, {state}", exceeded)
         if clock() >= ends_at:
             break
     delivery.finish(STOP_SECONDS if stop.is_set() else flush_seconds)
@@ -112,8 +113,9 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="time between two samples (default: 1)")  # fmt: skip
     add("--flush-interval", type=argument(seconds), default=120.0, metavar="SECONDS",
         help="time until the flush, and the end (default: 120)")  # fmt: skip
-    add("--interface", type=argument(interface), action="append", default=[], metavar="NAME",
-        help="an interface to measure; may be repeated (default: every one that is up, without loopback)")  # fmt: skip
+    add("--interface", type=argument(interface_name), action="append", default=[], metavar="NAME",
+        help="an interface to measure; may be repeated (default: those that carry the host's traffic to others, "
+        "each byte once)")  # fmt: skip
     add("--topic", type=argument(topic_name), default="bandwidth_exceeds", metavar="NAME",
         help="Kafka's topic (default: bandwidth_exceeds)")  # fmt: skip
     add("--host", type=argument(printable), default=socket.gethostname(), metavar="NAME",
@@ -142,7 +144,7 @@ def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal:
     delivery = Delivery(kproducer, settings.topic, outbox, bandwidth_exceeds, kafka_log)
     logger.info("started: limit %s, topic %s, %d warnings wait in %s",
                 format_rate(settings.limit), settings.topic, delivery.waiting, outbox.path)  # fmt: skip
-    measured = samples(settings.interval, settings.interface, stop, delivery.idle)
+    measured = samples(settings.interval, Interfaces(settings.interface), stop, delivery.idle)
     while True:
         # with --forever the flush may take what is left of this second, not the next sample's time
         flush_seconds = settings.interval / 2 if settings.forever else FLUSH_SECONDS

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
+from uuid import UUID
 
 import psycopg2
 from kafka import KafkaConsumer, TopicPartition
@@ -21,15 +22,17 @@ from kafka.consumer.fetcher import ConsumerRecord
 import kconsumer
 from bench.load import TOPIC, messages
 from eventkafkapostgres.database import COPY
-from eventkafkapostgres.message import parse
+from eventkafkapostgres.message import Batch, flatten, parse
 from eventkafkapostgres.settings import postgres_options
 from eventkafkapostgres.tls import Certificates
 
 BATCH = 10_000
 INSERT = """
-insert into bandwidth_exceeds (event_id, observed_at, host, interfaces, bytes_sent_per_second,
+insert into bandwidth_exceeds (event_id, observed_at, seconds, episode_started_at, host, interfaces,
+    bytes_sent_per_second,
     bytes_received_per_second, bytes_per_second, limit_bytes_per_second, message, topic, partition, "offset")
-values (%(event_id)s, %(observed_at)s, %(host)s, %(interfaces)s, %(bytes_sent_per_second)s,
+values (%(event_id)s, %(observed_at)s, %(seconds)s, %(episode_started_at)s, %(host)s, %(interfaces)s,
+    %(bytes_sent_per_second)s,
     %(bytes_received_per_second)s, %(bytes_per_second)s, %(limit_bytes_per_second)s, %(message)s,
     %(topic)s, %(partition)s, %(offset)s)
 on conflict do nothing"""
@@ -63,9 +66,14 @@ def in_memory(count: int) -> list[dict[TopicPartition, list[Any]]]:
     return [{TopicPartition(TOPIC, 0): there[at : at + BATCH]} for at in range(0, count, BATCH)]
 
 
+def parse_polled(polled: dict[TopicPartition, list[Any]]) -> Batch:
+    """As the consumer parses what a poll returned."""
+    return parse(flatten(polled), UUID(int=0), {})
+
+
 def texts(count: int) -> list[bytes]:
     """The rows as COPY reads them, one text for each batch."""
-    return ["".join(line for _, line in parse(polled).rows).encode() for polled in in_memory(count)]
+    return ["".join(line for _, line in parse_polled(polled).rows).encode() for polled in in_memory(count)]
 
 
 def copy(text: bytes) -> None:
@@ -89,7 +97,7 @@ def parse_only(count: int) -> Iterator[None]:
     there = in_memory(count)
     yield
     for polled in there:
-        parse(polled)
+        parse_polled(polled)
 
 
 def plain_copy(count: int) -> Iterator[None]:

@@ -19,9 +19,11 @@ SECONDS_BETWEEN_ROUNDS = 1_000_000
 KEYS: dict[str, Callable[[float, int], UUID]] = {"v7": uuid7, "v4": uuid4}
 # As wide as the messages' rows, from before them; a host's in order.
 FILL = f"""
-insert into bandwidth_exceeds (event_id, observed_at, host, interfaces, bytes_sent_per_second,
+insert into bandwidth_exceeds (event_id, observed_at, seconds, episode_started_at, host, interfaces,
+    bytes_sent_per_second,
     bytes_received_per_second, bytes_per_second, limit_bytes_per_second, message, topic, partition, "offset")
-select {{key}}, at, host, array['eth0'], n % 99991 + 0.1, n % 999983 + 0.2, n % 999983 + n % 99991 + 0.3, 1e6,
+select {{key}}, at, 1, timestamptz '{BEGIN}' - interval '1 s', host, array['eth0'], n % 99991 + 0.1,
+    n % 999983 + 0.2, n % 999983 + n % 99991 + 0.3, 1e6,
     'Bandwidth exceeded on ' || host || ': 4.56 MB/s is over the limit of 1.00 MB/s', 'before', n % 4, n
 from generate_series(1, {{rows}}) as n,
 lateral (select 'web-' || n % {HOSTS} as host, timestamptz '{BEGIN}' - ({{rows}} - n) / {HOSTS} * interval '1 s'

@@ -35,8 +35,9 @@ def messages(
         second, host = divmod(number, HOSTS)
         at = begin + timedelta(seconds=second, microseconds=chance.randrange(1000))
         interfaces = ["eth0", "wlan0"][: 1 + host % 2]
-        sample = Sample(at, interfaces, chance.uniform(1e4, 1e6), chance.uniform(1e6, 1e7))
-        event = warning(sample, f"web-{host}", 1e6, make_id(at.timestamp(), chance.getrandbits(74)))
+        sent, received = round(chance.uniform(1e4, 1e6), 1), round(chance.uniform(1e6, 1e7), 1)
+        sample = Sample(at, 1.0, interfaces, sent, received)
+        event = warning(sample, f"web-{host}", 1e6, make_id(at.timestamp(), chance.getrandbits(74)), begin)
         yield host, event["host"].encode(), json.dumps(event).encode()
 
 

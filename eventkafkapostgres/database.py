@@ -16,6 +16,7 @@ import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
 
+from eventkafkapostgres import message
 from eventkafkapostgres.message import Batch
 from eventkafkapostgres.outages import first_line
 
@@ -27,6 +28,8 @@ TABLES = {
 create table if not exists bandwidth_exceeds (
     event_id uuid primary key,
     observed_at timestamptz not null,
+    seconds double precision not null,
+    episode_started_at timestamptz not null,
     host text not null,
     interfaces text[] not null,
     bytes_sent_per_second double precision not null,
@@ -69,41 +72,14 @@ create table if not exists heartbeats (
     heartbeat_at timestamptz not null,
     recorded_at timestamptz not null default now()
 )""",
-    # An episode begins at a warning that none precedes within 5 s, and ends at the next one that none follows so soon.
-    # Subqueries with a limit, not joins: whatever the planner believes, each is one look into the index, and what is
-    # asked of host or started_at reaches the table. A warning stands for the usual time between two of its episode.
     "bandwidth_episodes": """
 create view bandwidth_episodes as
-select first.host, first.observed_at as started_at, last.observed_at as ended_at, seconds_over,
-    peak_bytes_per_second, mean_bytes_per_second, bytes_over_limit, warnings
-from bandwidth_exceeds as first
-cross join lateral (
-    select observed_at from bandwidth_exceeds as here
-    where here.host = first.host and here.observed_at >= first.observed_at and coalesce((
-        select observed_at from bandwidth_exceeds as next
-        where next.host = here.host and next.observed_at > here.observed_at order by next.observed_at limit 1
-    ) > here.observed_at + interval '5 s', true)
-    order by here.observed_at limit 1
-) as last
-cross join lateral (
-    select count(*) as warnings, count(*) * seconds as seconds_over, max(bytes_per_second) as peak_bytes_per_second,
-        avg(bytes_per_second) as mean_bytes_per_second,
-        sum(bytes_per_second - limit_bytes_per_second) * seconds as bytes_over_limit
-    from bandwidth_exceeds as each, (
-        select coalesce(percentile_cont(0.5) within group (order by extract(epoch from gap)), 1) as seconds from (
-            select observed_at - lag(observed_at) over (order by observed_at) as gap from bandwidth_exceeds as each
-            where each.host = first.host and each.observed_at between first.observed_at and last.observed_at
-        ) as gaps where gap > interval '0'
-    ) as usual
-    where each.host = first.host and each.observed_at between first.observed_at and last.observed_at
-    group by seconds
-) as episode
-where coalesce((
-    select observed_at from bandwidth_exceeds as previous
-    where previous.host = first.host
-    and (previous.observed_at, previous.event_id) < (first.observed_at, first.event_id)
-    order by previous.observed_at desc, previous.event_id desc limit 1
-) < first.observed_at - interval '5 s', true)""",
+select host, episode_started_at as started_at, max(observed_at) as ended_at,
+    round(sum(seconds)::numeric, 3)::double precision as seconds_over,
+    round(max(bytes_per_second)) as peak_bytes_per_second,
+    round(sum(bytes_per_second * seconds) / nullif(sum(seconds), 0)) as mean_bytes_per_second,
+    round(sum((bytes_per_second - limit_bytes_per_second) * seconds)) as bytes_over_limit, count(*) as warnings
+from bandwidth_exceeds group by host, episode_started_at""",
 }
 MISSING = (
     "select name from unnest(%s::text[]) with ordinality as wanted (name, n) where to_regclass(name) is null order by n"
@@ -122,8 +98,7 @@ END_FORSAKEN = """
 select pg_terminate_backend(pid) from pg_stat_activity
 where usename = current_user and application_name = current_setting('application_name') and pid <> pg_backend_pid()
 and wait_event = 'ClientRead' and xact_start is not null and state_change < now() - interval '8 s'"""
-COLUMNS = """event_id, observed_at, host, interfaces, bytes_sent_per_second, bytes_received_per_second,
-bytes_per_second, limit_bytes_per_second, message, topic, partition, "offset", extra"""
+COLUMNS = ", ".join(f'"{name}"' for name in message.COLUMNS)
 COPY = f"copy bandwidth_exceeds ({COLUMNS}) from stdin"
 TEMPORARY = "create temporary table batch (like bandwidth_exceeds including defaults, n integer) on commit drop"
 COPY_TEMPORARY = f"copy batch ({COLUMNS}, n) from stdin"
@@ -272,7 +247,10 @@ class Database:
 
     def advance(self, cursor: Any, batch: Batch) -> None:
         """Move the offsets on, and hold them until the end of the transaction."""
-        offsets = [(self.group, self.topic, at.partition, batch.left_at[at], n) for at, n in batch.next_offsets.items()]
+        offsets = [
+            (self.group, self.topic, at.partition, batch.expected_offsets[at], n)
+            for at, n in batch.next_offsets.items()
+        ]
         known = [row for row in offsets if row[3] is not None]
         new = [(*row[:3], row[4]) for row in offsets if row[3] is None]
         for statement, rows in ((ADVANCE, known), (BEGIN_AT, new)):

@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from kafka import KafkaProducer
@@ -63,6 +64,7 @@ class Delivery:
         self.pause_seconds = RETRY_SECONDS[0]
         self.resume_at = self.alive_at = clock()
         self.topic_known = False
+        self.episode: tuple[datetime, datetime] | None = None  # first and last warning of the overload that goes on
         self.heartbeat: Any = None  # the future of the last one
         self.heartbeat_at = -math.inf  # when the next one is due
 
@@ -171,6 +173,14 @@ class Delivery:
                 self.kafka.begin(self.kafka_log.cause)
             elif now - self.alive_at > 2 * SEND_SECONDS:  # the log takes a handshake's time to name a cause
                 self.kafka.begin("no answer")
+
+    def episode_started_at(self, observed_at: datetime, interval_seconds: float) -> datetime:
+        """When the overload began that a warning belongs to: it goes on while one follows another soon enough."""
+        longest_gap = timedelta(seconds=max(5.0, 2 * interval_seconds))
+        goes_on = self.episode and observed_at - self.episode[1] <= longest_gap
+        started_at = self.episode[0] if self.episode and goes_on else observed_at
+        self.episode = started_at, observed_at
+        return started_at
 
     def idle(self) -> float:
         """pump(), then for how many seconds there is nothing to do."""

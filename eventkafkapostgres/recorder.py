@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
+from uuid import UUID
 
 import psycopg2
 import psycopg2.extensions
@@ -27,7 +28,7 @@ from kafka.structs import OffsetAndMetadata
 
 from eventkafkapostgres.console import Stop
 from eventkafkapostgres.database import Database, Moved
-from eventkafkapostgres.message import Batch, parse
+from eventkafkapostgres.message import Batch, flatten, parse
 from eventkafkapostgres.outages import REFUSED, KafkaLog, Outage, explained, plain
 from eventkafkapostgres.settings import HASTY_POLL_MS, POLL_MS
 
@@ -254,8 +255,7 @@ class Recorder:
         if polled:
             self.heard_at = self.clock()
             self.kafka.end()
-            batch = parse(polled)
-            batch.left_at = {partition: self.left_at[partition] for partition in batch.next_offsets}
+            batch = parse(flatten(polled), UUID(int=0), self.left_at)
             self.left_at |= batch.next_offsets
             self.batches.append(batch)
         elif not self.job and not self.batches:

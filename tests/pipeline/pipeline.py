@@ -333,11 +333,14 @@ def heal(servers: Servers) -> None:
 
 
 def warning(host: str = "web-1", second: int = 0, **changes: object) -> dict[str, Any]:
-    """A message's fields as a producer sends them."""
-    observed_at = datetime(2026, 11, 24, tzinfo=UTC) + timedelta(seconds=second)
+    """A message's fields as a producer sends them: of an overload that began at second 0."""
+    began = datetime(2026, 11, 24, tzinfo=UTC)
+    observed_at = began + timedelta(seconds=second)
     return {
         "event_id": str(uuid4()),
         "observed_at": observed_at.isoformat(timespec="microseconds"),
+        "seconds": 1.0,
+        "episode_started_at": began.isoformat(timespec="microseconds"),
         "host": host,
         "interfaces": ["eth0"],
         "bytes_sent_per_second": 812345.6,

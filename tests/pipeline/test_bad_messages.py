@@ -40,6 +40,9 @@ begin
         and jsonb_typeof(fields -> 'observed_at') = 'string'
         and fields ->> 'observed_at' ~ '{TIME}'
         and pg_input_is_valid(fields ->> 'observed_at', 'timestamptz')
+        and jsonb_typeof(fields -> 'episode_started_at') = 'string'
+        and fields ->> 'episode_started_at' ~ '{TIME}'
+        and pg_input_is_valid(fields ->> 'episode_started_at', 'timestamptz')
         and jsonb_typeof(fields -> 'host') = 'string' and char_length(fields ->> 'host') <= 255
         and jsonb_typeof(fields -> 'message') = 'string'
         and jsonb_typeof(fields -> 'interfaces') = 'array'
@@ -47,9 +50,10 @@ begin
             select from jsonb_array_elements(fields -> 'interfaces') as each where jsonb_typeof(each) <> 'string'
         )
         and not exists (
-            select from unnest(array['bytes_sent', 'bytes_received', 'bytes', 'limit_bytes']) as name
-            where jsonb_typeof(fields -> (name || '_per_second')) is distinct from 'number'
-            or not pg_input_is_valid(fields ->> (name || '_per_second'), 'double precision')
+            select from unnest('{{seconds,bytes_sent_per_second,bytes_received_per_second,bytes_per_second,'
+                'limit_bytes_per_second}}'::text[]) as name
+            where jsonb_typeof(fields -> name) is distinct from 'number'
+            or not pg_input_is_valid(fields ->> name, 'double precision')
         ), false);
 exception when others then
     return false;
@@ -79,15 +83,17 @@ with stored as materialized (
     select bandwidth_exceeds.*, value from bandwidth_exceeds join sent using ("offset")
 )
 select stored."offset" from stored cross join lateral (select convert_from(value, 'UTF8')::jsonb as fields) as message
-where (stored.event_id, stored.observed_at, stored.host, stored.interfaces, stored.bytes_sent_per_second,
+where (stored.event_id, stored.observed_at, stored.seconds, stored.episode_started_at, stored.host,
+    stored.interfaces, stored.bytes_sent_per_second,
     stored.bytes_received_per_second, stored.bytes_per_second, stored.limit_bytes_per_second, stored.message,
     stored.topic, stored.partition, stored.extra) is distinct from
-    (cast(fields ->> 'event_id' as uuid), cast(fields ->> 'observed_at' as timestamptz), fields ->> 'host',
+    (cast(fields ->> 'event_id' as uuid), cast(fields ->> 'observed_at' as timestamptz),
+    cast(fields ->> 'seconds' as float8), cast(fields ->> 'episode_started_at' as timestamptz), fields ->> 'host',
     array(select jsonb_array_elements_text(fields -> 'interfaces')), cast(fields ->> 'bytes_sent_per_second' as float8),
     cast(fields ->> 'bytes_received_per_second' as float8), cast(fields ->> 'bytes_per_second' as float8),
     cast(fields ->> 'limit_bytes_per_second' as float8), fields ->> 'message', %s, 0,
-    nullif(fields - '{event_id,observed_at,host,interfaces,bytes_sent_per_second,bytes_received_per_second,'
-    'bytes_per_second,limit_bytes_per_second,message}'::text[], '{}'))"""
+    nullif(fields - '{event_id,observed_at,seconds,episode_started_at,host,interfaces,bytes_sent_per_second,'
+    'bytes_received_per_second,bytes_per_second,limit_bytes_per_second,message}'::text[], '{}'))"""
 BEATEN_OTHERWISE = """
 select * from heartbeats full join (
     select fields ->> 'host' as host, max(to_microseconds(fields ->> 'heartbeat_at')::timestamptz) as at
@@ -95,8 +101,8 @@ select * from heartbeats full join (
     cross join lateral (select convert_from(value, 'UTF8')::jsonb as fields) as message group by 1
 ) as beaten using (host) where at is distinct from heartbeat_at"""
 FIELDS = tuple(warning())
-TEXTS = ("event_id", "observed_at", "host", "message")
-NUMBERS = tuple(name for name in FIELDS if name.endswith("_per_second"))
+TEXTS = ("event_id", "observed_at", "episode_started_at", "host", "message")
+NUMBERS = tuple(name for name in FIELDS if name.endswith(("_per_second", "seconds")))
 DIGITS = ("0." + "1" * 400, "0.1234567890123456789012345", "1e400", "9" * 10_000, "1e-400")  # jsonb keeps them all
 KEYS = (b"web-1", None, b"", b"\x00\xff\\N\n", b"k" * 1000)
 
@@ -371,6 +377,7 @@ number_texts = st.from_regex(r"-?[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,3}
 good_fields = {
     "event_id": st.just(PLACE),
     "observed_at": times,
+    "episode_started_at": times,
     "host": texts,
     "interfaces": st.lists(texts, max_size=5),
     **dict.fromkeys(NUMBERS, st.floats(allow_nan=False, allow_infinity=False) | st.integers(0, 1 << 70)),

@@ -30,9 +30,8 @@ def test_a_row_holds_what_the_message_said_and_where_it_stood(pipeline: Pipeline
     for message, row in zip(messages, rows, strict=True):
         fields = json.loads(message.value)
         assert message.key == b"web-1"
-        assert fields | {"observed_at": datetime.fromisoformat(fields["observed_at"])} == {
-            name: row[name] for name in fields
-        }
+        times = {name: datetime.fromisoformat(fields[name]) for name in ("observed_at", "episode_started_at")}
+        assert fields | times == {name: row[name] for name in fields}
         assert (row["topic"], row["partition"], row["offset"]) == (pipeline.topic, 0, message.offset)
         assert abs(datetime.now(UTC) - row["recorded_at"]) < timedelta(hours=1)
         assert row["extra"] is None
@@ -154,8 +153,9 @@ def test_fields_of_a_newer_producer_are_kept(pipeline: Pipeline) -> None:
 
 
 def test_people_see_one_episode_for_an_overload(pipeline: Pipeline) -> None:
-    first, second = warnings(40)[:10], warnings(4000)[3600:3620]
-    pipeline.send([*first, *second])
+    hour = "2026-11-24T01:00:00.000000+00:00"
+    second = [encoded(warning("web-1", 3600 + number, episode_started_at=hour)) for number in range(20)]
+    pipeline.send([*warnings(10), *second])
     pipeline.drain()
     assert len(pipeline.sql("select * from bandwidth_episodes where host = 'web-1'")) == 2
 

@@ -13,11 +13,13 @@ from kafka.consumer.fetcher import ConsumerRecord
 
 from eventkafkapostgres import database, message
 from eventkafkapostgres.bandwidth import Sample
-from eventkafkapostgres.message import FIELDS, copy_line, heartbeat, parse, uuid7, warning
+from eventkafkapostgres.message import FIELDS, copy_line, flatten, parse, read_heartbeat, uuid7, warning
 
 GOOD = {
     "event_id": "01a20b20-7007-7b5a-b044-fec6a3afb754",
     "observed_at": "2026-11-23T16:22:04.796005+00:00",
+    "seconds": 1.000213,
+    "episode_started_at": "2026-11-23T16:21:58.795911+00:00",
     "host": "web-1",
     "interfaces": ["eth0"],
     "bytes_sent_per_second": 812345.6,
@@ -28,7 +30,10 @@ GOOD = {
 }
 
 
-NUMBERS = tuple(FIELDS)[4:8]
+NUMBERS = tuple(name for name, kind in FIELDS.items() if kind is message.NUMBER)
+
+
+COLUMN = {name: number for number, name in enumerate(message.COLUMNS)}
 
 
 def good(**changed):
@@ -39,6 +44,7 @@ def good(**changed):
 OBSERVED_AT = datetime(2026, 11, 23, 16, 22, 4, 796005, tzinfo=UTC)
 
 
+EPISODE_STARTED_AT = datetime(2026, 11, 23, 16, 21, 58, 795911, tzinfo=UTC)
 EVENT_ID = UUID("01a20b20-7007-7b5a-b044-fec6a3afb754")
 
 
@@ -67,18 +73,21 @@ def test_later_identifiers_sort_behind_earlier_ones():
 
 
 def the_warning():
-    return warning(Sample(OBSERVED_AT, ["eth0"], 812345.64, 3120456.11), "web-1", 1e6, EVENT_ID)
+    sample = Sample(OBSERVED_AT, 1.000213, ["eth0"], 812345.6, 3120456.1)
+    return warning(sample, "web-1", 1e6, EVENT_ID, EPISODE_STARTED_AT)
 
 
 def test_a_warning_is_the_documented_message():
     assert the_warning() == {
         "event_id": "01a20b20-7007-7b5a-b044-fec6a3afb754",
         "observed_at": "2026-11-23T16:22:04.796005+00:00",
+        "seconds": 1.000213,
+        "episode_started_at": "2026-11-23T16:21:58.795911+00:00",
         "host": "web-1",
         "interfaces": ["eth0"],
         "bytes_sent_per_second": 812345.6,
         "bytes_received_per_second": 3120456.1,
-        "bytes_per_second": 3932801.8,
+        "bytes_per_second": 3932801.7,
         "limit_bytes_per_second": 1000000.0,
         "message": "Bandwidth exceeded on web-1: 3.93 MB/s is over the limit of 1.00 MB/s",
     }
@@ -91,14 +100,16 @@ def test_a_warnings_fields_are_the_columns_of_the_table_in_their_order():
 
 def test_the_consumer_takes_what_the_producer_writes():
     value = json.dumps(the_warning(), ensure_ascii=False).encode()
-    assert message.is_ours(value.decode())  # the fast way
+    assert message.match_canonical(value.decode())  # the fast way
     line = message.copy_line(value, "bandwidth_exceeds", 0, 5)
-    assert line.startswith("01a20b20-7007-7b5a-b044-fec6a3afb754\t2026-11-23T16:22:04.796005+00:00\tweb-1\t")
+    assert line.startswith(
+        "01a20b20-7007-7b5a-b044-fec6a3afb754\t2026-11-23T16:22:04.796005+00:00\t1.000213\t2026-11-23T16:21:58.795911+00:00\tweb-1\t"
+    )
 
 
 def test_a_whole_second_has_its_microseconds_all_the_same():
-    sample = Sample(OBSERVED_AT.replace(microsecond=0), [], 1, 1)
-    assert warning(sample, "h", 1.0, EVENT_ID)["observed_at"] == "2026-11-23T16:22:04.000000+00:00"
+    sample = Sample(OBSERVED_AT.replace(microsecond=0), 1.0, [], 1, 1)
+    assert warning(sample, "h", 1.0, EVENT_ID, OBSERVED_AT)["observed_at"] == "2026-11-23T16:22:04.000000+00:00"
 
 
 # An independent reading of COPY's text format and of an array literal (PostgreSQL's manual: COPY, Arrays)
@@ -138,12 +149,12 @@ def read_array(literal: str) -> list[str]:
 def stored(value: bytes) -> tuple[dict[str, object], object]:
     """The fields that PostgreSQL would read from the line of this message, and extra."""
     columns = read_copy_text(copy_line(value, "warnings", 3, 42))
-    assert len(columns) == 13
-    assert columns[9:12] == ["warnings", "3", "42"]
-    fields: dict[str, object] = dict(zip(FIELDS, columns[:9], strict=True))
+    assert len(columns) == len(message.COLUMNS)
+    assert columns[-4:-1] == ["warnings", "3", "42"]
+    fields: dict[str, object] = dict(zip(FIELDS, columns[:-4], strict=True))
     fields["interfaces"] = read_array(str(fields["interfaces"]))
     fields |= {name: float(str(fields[name])) for name in NUMBERS}
-    return fields, None if columns[12] is None else json.loads(columns[12])
+    return fields, None if columns[-1] is None else json.loads(columns[-1])
 
 
 # Good messages
@@ -151,7 +162,7 @@ def stored(value: bytes) -> tuple[dict[str, object], object]:
 
 def test_a_warning_is_one_line_of_copy():
     assert copy_line(good(), "bandwidth_exceeds", 0, 7) == (
-        "01a20b20-7007-7b5a-b044-fec6a3afb754\t2026-11-23T16:22:04.796005+00:00\tweb-1\t"
+        "01a20b20-7007-7b5a-b044-fec6a3afb754\t2026-11-23T16:22:04.796005+00:00\t1.000213\t2026-11-23T16:21:58.795911+00:00\tweb-1\t"
         '{"eth0"}\t812345.6\t3120456.1\t3932801.7\t1000000.0\t'
         "Bandwidth exceeded on web-1: 3.93 MB/s is over the limit of 1.00 MB/s\tbandwidth_exceeds\t0\t7\t\\N\n"
     )
@@ -190,7 +201,7 @@ def test_a_comma_and_a_space_are_a_name_like_any_other(interfaces):
 )
 def test_a_number_goes_on_as_it_stands(text):
     value = good(bytes_per_second=77777).replace(b"77777", text.encode())
-    assert read_copy_text(copy_line(value, "t", 0, 0))[6] == text
+    assert read_copy_text(copy_line(value, "t", 0, 0))[COLUMN["bytes_per_second"]] == text
 
 
 @pytest.mark.parametrize("around", [(b" ", b""), (b"", b"\n"), (b"\r\n\t ", b" \n")])
@@ -234,29 +245,29 @@ def test_any_time_with_its_zone_goes_on_as_it_stands(observed_at):
         (good().replace(b"web-1", b"web-\xe4"), "can't decode byte"),
         (good().replace(b"web-1", b"\xed\xa0\x80"), "can't decode byte"),  # a surrogate in UTF-8
         (good().decode().encode("utf-16"), "can't decode byte"),
-        (b"null", "no JSON object"),
-        (b"[]", "no JSON object"),
-        (b"7", "no JSON object"),
-        (b'"text"', "no JSON object"),
-        (b"[" + good() + b"]", "no JSON object"),
+        (b"null", "not a JSON object"),
+        (b"[]", "not a JSON object"),
+        (b"7", "not a JSON object"),
+        (b'"text"', "not a JSON object"),
+        (b"[" + good() + b"]", "not a JSON object"),
         (b"{}", "event_id is missing"),
         (good().replace(b"web-1", b"web\t1"), "Invalid control character"),
-        (b"[" * 100 + b"]" * 100, "no JSON object"),
-        (good(event_id="not-a-uuid"), "event_id is no UUID"),
-        (good(event_id=""), "event_id is no UUID"),
-        (good(event_id=GOOD["event_id"] + "\n"), "event_id is no UUID"),
-        (good(event_id="{" + GOOD["event_id"] + "}"), "event_id is no UUID"),
-        (good(event_id=GOOD["event_id"].replace("0", "\u0660")), "event_id is no UUID"),
-        (good(observed_at="yesterday"), "observed_at is no time with a time zone"),
-        (good(observed_at=""), "observed_at is no time with a time zone"),
+        (b"[" * 100 + b"]" * 100, "not a JSON object"),
+        (good(event_id="not-a-uuid"), "event_id is not a UUID"),
+        (good(event_id=""), "event_id is not a UUID"),
+        (good(event_id=GOOD["event_id"] + "\n"), "event_id is not a UUID"),
+        (good(event_id="{" + GOOD["event_id"] + "}"), "event_id is not a UUID"),
+        (good(event_id=GOOD["event_id"].replace("0", "\u0660")), "event_id is not a UUID"),
+        (good(observed_at="yesterday"), "observed_at is not a time with a time zone"),
+        (good(observed_at=""), "observed_at is not a time with a time zone"),
         (good(observed_at="2026-13-01T00:00:00+00:00"), "month"),
-        (good(observed_at="2026-11-23T16:22:04"), "observed_at is no time with a time zone"),
-        (good(observed_at="2026-W47-1T16:22:04+00:00"), "observed_at is no time with a time zone"),
-        (good(observed_at="2026-11-23T16:22:04+16:00"), "observed_at is no time with a time zone"),
-        (good(observed_at="2026-11-23T16:22:04+00:00\n"), "observed_at is no time with a time zone"),
-        (good(observed_at="infinity"), "observed_at is no time with a time zone"),
+        (good(observed_at="2026-11-23T16:22:04"), "observed_at is not a time with a time zone"),
+        (good(observed_at="2026-W47-1T16:22:04+00:00"), "observed_at is not a time with a time zone"),
+        (good(observed_at="2026-11-23T16:22:04+16:00"), "observed_at is not a time with a time zone"),
+        (good(observed_at="2026-11-23T16:22:04+00:00\n"), "observed_at is not a time with a time zone"),
+        (good(observed_at="infinity"), "observed_at is not a time with a time zone"),
         (good(observed_at="2026-11-23T25:22:04+00:00"), "hour"),
-        (good(observed_at="2026-11-23"), "observed_at is no time with a time zone"),
+        (good(observed_at="2026-11-23"), "observed_at is not a time with a time zone"),
         (good(host="x" * 256), "host is longer than 255 characters"),
         (good(interfaces=[1]), "interfaces has the wrong type"),
         (good(interfaces=["a", None]), "interfaces has the wrong type"),
@@ -267,9 +278,9 @@ def test_any_time_with_its_zone_goes_on_as_it_stands(observed_at):
         *((good(**{name: {}}), f"{name} has the wrong type") for name in FIELDS),
         *((good(**{name: 7}), f"{name} has the wrong type") for name in FIELDS if name not in NUMBERS),
         *((good(**{name: "7"}), f"{name} has the wrong type") for name in (*NUMBERS, "interfaces")),
-        *((good(**{name: math.nan}), "NaN is no number") for name in NUMBERS),
-        *((good(**{name: math.inf}), "Infinity is no number") for name in NUMBERS),
-        *((good(**{name: -math.inf}), "-Infinity is no number") for name in NUMBERS),
+        *((good(**{name: math.nan}), "NaN is not a number") for name in NUMBERS),
+        *((good(**{name: math.inf}), "Infinity is not a number") for name in NUMBERS),
+        *((good(**{name: -math.inf}), "-Infinity is not a number") for name in NUMBERS),
         (good(bytes_per_second=77777).replace(b"77777", b"1e400"), "is beyond a double precision"),
         (good(bytes_per_second=77777).replace(b"77777", b"-1E400"), "is beyond a double precision"),
         (good(bytes_per_second=77777).replace(b"77777", b"9" * 400), "is beyond a double precision"),
@@ -286,7 +297,7 @@ def test_any_time_with_its_zone_goes_on_as_it_stands(observed_at):
         (good(interfaces=["\ud800"]), "can't encode character"),
         (good(new="\ud800"), "can't encode character"),
         (good(**{"\udfff": 1}), "can't encode character"),
-        (good(new=math.nan), "NaN is no number"),
+        (good(new=math.nan), "NaN is not a number"),
     ],
 )  # fmt: skip
 def test_a_message_that_cannot_be_stored_is_refused_with_the_reason(value, reason):
@@ -308,15 +319,15 @@ SEPARATORS = ["\t", "\n", "\\", "\0", "\ud800"]
 @pytest.mark.parametrize("separator", SEPARATORS)
 def test_a_time_is_refused_where_date_and_time_are_parted_by_what_postgresql_reads_otherwise(separator):
     # datetime.fromisoformat() takes any character there
-    with pytest.raises(ValueError, match="observed_at is no time with a time zone"):
+    with pytest.raises(ValueError, match="observed_at is not a time with a time zone"):
         copy_line(good(observed_at=f"2026-11-23{separator}11:22:04+00:00"), "t", 0, 0)
 
 
 @pytest.mark.parametrize("separator", ["\t", "\n", "\\", "\ud800"])
 def test_no_batch_becomes_unreadable_by_the_time_of_one_message(separator):
-    batch = parse({AT: [record(good(observed_at=f"2026-11-23{separator}11:22:04+00:00")), record(good())]})
+    batch = parse_polled({AT: [record(good(observed_at=f"2026-11-23{separator}11:22:04+00:00")), record(good())]})
     for _, line in batch.rows:
-        assert len(read_copy_text(line)) == 13
+        assert len(read_copy_text(line)) == len(message.COLUMNS)
         line.encode()
 
 
@@ -331,6 +342,7 @@ warnings_of_any_kind = st.fixed_dictionaries(
     {
         "event_id": st.uuids().map(str),
         "observed_at": st.datetimes(timezones=zones).map(lambda at: at.isoformat()),
+        "episode_started_at": st.datetimes(timezones=zones).map(lambda at: at.isoformat()),
         "host": texts.filter(lambda text: len(text) <= 255),
         "interfaces": st.lists(texts),
         **dict.fromkeys(NUMBERS, numbers),
@@ -366,8 +378,11 @@ as_the_producer_writes = st.fixed_dictionaries(
     {
         "event_id": st.uuids().map(str),
         "observed_at": st.datetimes(timezones=st.just(UTC)).map(lambda at: at.isoformat(timespec="microseconds")),
+        "episode_started_at": st.datetimes(timezones=st.just(UTC)).map(
+            lambda at: at.isoformat(timespec="microseconds")
+        ),
         "host": plain_texts.filter(lambda text: 1 <= len(text) <= 255),
-        "interfaces": st.lists(plain_texts.filter(lambda name: "," not in name), min_size=1),
+        "interfaces": st.lists(plain_texts, min_size=1),
         **dict.fromkeys(NUMBERS, st.floats(0, 1e12).map(lambda rate: round(rate, 1))),
         "message": plain_texts,
     }
@@ -378,7 +393,7 @@ as_the_producer_writes = st.fixed_dictionaries(
 @given(as_the_producer_writes)
 def test_what_the_producer_writes_is_read_by_one_expression_and_comes_back(fields):
     text = json.dumps(fields, ensure_ascii=False)
-    assert message.is_ours(text)
+    assert message.match_canonical(text)
     assert stored(text.encode()) == (fields, None)
 
 
@@ -404,6 +419,11 @@ def test_a_message_that_is_almost_the_producers_is_read_as_json_has_it(fields, d
 # Batches
 
 AT, NEXT = TopicPartition("warnings", 0), TopicPartition("warnings", 1)
+TOPIC_ID = UUID("7d2f9f6e-0c4b-4c39-8a7e-2b0f6d0c5a11")
+
+
+def parse_polled(polled, expected_offsets=None):
+    return parse(flatten(polled), TOPIC_ID, expected_offsets or {})
 
 
 def record(value, offset=0, partition=0, key=b"web-1"):
@@ -421,7 +441,7 @@ def record(value, offset=0, partition=0, key=b"web-1"):
 @example(b"\\ud800")
 @example(b'"\\ud800"')
 def test_parse_takes_any_bytes_and_loses_none(value):
-    batch = parse({AT: [record(value, 5)]})
+    batch = parse_polled({AT: [record(value, 5)]})
     assert len(batch.rows) + len(batch.rejected) + len(batch.heartbeats) == 1
     assert batch.next_offsets == {AT: 6}
     for _, reason in batch.rejected:
@@ -436,10 +456,10 @@ anything = json_values | st.text() | st.just(math.nan) | st.just(["a"])
 @given(st.dictionaries(st.sampled_from(list(FIELDS)), anything), extras)
 @example({"observed_at": "2026-11-23\ud80011:22:04+00:00"}, {})
 def test_parse_takes_any_fields_and_each_row_can_be_sent(changed, extra):
-    batch = parse({AT: [record(json.dumps(GOOD | changed | extra).encode())]})
+    batch = parse_polled({AT: [record(json.dumps(GOOD | changed | extra).encode())]})
     assert len(batch.rows) + len(batch.rejected) == 1
     for _, line in batch.rows:
-        assert len(read_copy_text(line.encode().decode())) == 13
+        assert len(read_copy_text(line.encode().decode())) == len(message.COLUMNS)
         assert "\0" not in line
 
 
@@ -448,9 +468,9 @@ def test_a_batch_parts_what_can_be_stored_from_what_cannot():
         AT: [record(good(), 10), record(b"no", 11), record(None, 12), record(good(host="b"), 15)],
         NEXT: [record(b"[]", 3, 1)],
     }
-    batch = parse(polled)
+    batch = parse_polled(polled)
     assert [one.offset for one, _ in batch.rows] == [10, 15]
-    assert [line.split("\t")[2] for _, line in batch.rows] == ["web-1", "b"]
+    assert [line.split("\t")[COLUMN["host"]] for _, line in batch.rows] == ["web-1", "b"]
     assert [(one.partition, one.offset) for one, _ in batch.rejected] == [(0, 11), (0, 12), (1, 3)]
     assert batch.rejected[1][1] == "a tombstone: a message without a value"
     assert batch.next_offsets == {AT: 16, NEXT: 4}
@@ -459,20 +479,40 @@ def test_a_batch_parts_what_can_be_stored_from_what_cannot():
 # Heartbeats
 
 
+@given(st.lists(st.tuples(st.sampled_from([0, 1]), st.booleans()), min_size=2, max_size=9))
+def test_the_halves_of_a_batch_are_recorded_one_after_the_other_as_the_whole_would_be(given_records):
+    offsets, polled = {AT: 40, NEXT: 7}, {AT: [], NEXT: []}
+    for partition, is_good in given_records:
+        at = TopicPartition("warnings", partition)
+        polled[at].append(record(good() if is_good else b"bad", offsets[at] + len(polled[at]), partition))
+    whole = parse_polled(polled, {AT: 40, NEXT: None})
+    first, second = whole.split()
+    assert first.rows + second.rows == whole.rows
+    assert first.rejected + second.rejected == whole.rejected
+    assert {**first.next_offsets, **second.next_offsets} == whole.next_offsets
+    assert first.expected_offsets == {at: {AT: 40, NEXT: None}[at] for at in first.next_offsets}
+    assert second.expected_offsets == {
+        at: first.next_offsets.get(at, {AT: 40, NEXT: None}[at]) for at in second.next_offsets
+    }
+    assert {first.topic_id, second.topic_id} == {TOPIC_ID}
+    assert first.records
+    assert second.records
+
+
 def beat(host="web-1", at="2026-11-23T16:22:04.796005+00:00", **more):
     return json.dumps({"host": host, "heartbeat_at": at, **more}).encode()
 
 
 def test_a_heartbeat_is_neither_a_row_nor_rejected_and_the_latest_counts():
     first, later = "2026-11-23T16:22:04+00:00", "2026-11-23T16:22:14+00:00"
-    batch = parse({AT: [record(beat(at=at), 1 + n) for n, at in enumerate((first, later, first))]})
+    batch = parse_polled({AT: [record(beat(at=at), 1 + n) for n, at in enumerate((first, later, first))]})
     assert (batch.rows, batch.rejected) == ([], [])
     assert batch.heartbeats == {"web-1": datetime.fromisoformat(later)}
     assert batch.next_offsets == {AT: 4}
 
 
 def test_each_host_has_its_own_latest_heartbeat():
-    batch = parse({AT: [record(beat("a"), 1), record(beat("b"), 2)]})
+    batch = parse_polled({AT: [record(beat("a"), 1), record(beat("b"), 2)]})
     assert set(batch.heartbeats) == {"a", "b"}
 
 
@@ -501,12 +541,12 @@ def test_each_host_has_its_own_latest_heartbeat():
     ],
 )
 def test_what_is_no_heartbeat_is_none(value):
-    assert heartbeat(value) is None
+    assert read_heartbeat(value) is None
 
 
 @pytest.mark.parametrize("host", [["a"], {"a": 1}])
 def test_a_heartbeat_whose_host_is_no_text_is_rejected(host):
-    assert len(parse({AT: [record(beat(host=host))]}).rejected) == 1
+    assert len(parse_polled({AT: [record(beat(host=host))]}).rejected) == 1
 
 
 @pytest.mark.parametrize(
@@ -518,13 +558,13 @@ def test_a_heartbeat_whose_host_is_no_text_is_rejected(host):
     ],
 )
 def test_a_time_that_python_takes_and_postgresql_does_not_is_no_heartbeat(at):
-    assert heartbeat(beat(at=at)) is None
+    assert read_heartbeat(beat(at=at)) is None
 
 
 @settings(deadline=None)
 @given(anything, anything | st.datetimes(timezones=zones).map(lambda at: at.isoformat()), extras)
 def test_parse_takes_any_fields_of_a_heartbeat_and_each_can_be_sent(host, at, extra):
-    batch = parse({AT: [record(json.dumps({"host": host, "heartbeat_at": at, **extra}).encode())]})
+    batch = parse_polled({AT: [record(json.dumps({"host": host, "heartbeat_at": at, **extra}).encode())]})
     assert len(batch.rejected) + len(batch.heartbeats) == 1
     for of, when in batch.heartbeats.items():
         assert "\0" not in of

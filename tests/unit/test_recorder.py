@@ -28,6 +28,8 @@ from eventkafkapostgres.recorder import IDLE_SECONDS, LOG_SECONDS, STUCK_SECONDS
 GOOD = {
     "event_id": "01a20b20-7007-7b5a-b044-fec6a3afb754",
     "observed_at": "2026-11-23T16:22:04.796005+00:00",
+    "seconds": 1.000213,
+    "episode_started_at": "2026-11-23T16:21:58.795911+00:00",
     "host": "web-1",
     "interfaces": ["eth0"],
     "bytes_sent_per_second": 812345.6,
@@ -578,7 +580,7 @@ def test_until_empty_gives_up_with_1_when_kafka_refuses_for_good(make_recorder, 
 def test_each_batch_says_where_the_database_was_left(recorder, kafka, database):
     kafka.script += [messages(40, 43), messages(43, 46)]
     step(recorder, 8)
-    assert [call.args[0].left_at for call in database.record.call_args_list] == [{AT: 40}, {AT: 43}]
+    assert [call.args[0].expected_offsets for call in database.record.call_args_list] == [{AT: 40}, {AT: 43}]
 
 
 def test_the_first_batch_of_a_partition_that_the_database_does_not_know_was_left_nowhere(
@@ -589,7 +591,7 @@ def test_the_first_batch_of_a_partition_that_the_database_does_not_know_was_left
     joins(recorder, kafka)
     kafka.script += [messages(0, 3), messages(3, 5)]
     step(recorder, 8)
-    assert [call.args[0].left_at for call in database.record.call_args_list] == [{AT: None}, {AT: 3}]
+    assert [call.args[0].expected_offsets for call in database.record.call_args_list] == [{AT: None}, {AT: 3}]
 
 
 def test_a_database_that_was_put_back_while_reading_is_filled_up_again(recorder, kafka, database, caplog):
