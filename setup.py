@@ -1,4 +1,4 @@
-"""The distribution eventKafkaPostgres: three modules and two commands. demo/ and bench/ are not installed."""
+"""The distribution eventKafkaPostgres: three modules and two commands. servers/, demo/ and bench/ are not installed."""
 
 import re
 from pathlib import Path

@@ -12,8 +12,8 @@ from uuid import UUID
 import kconsumer
 from bench.load import BEGIN, HOSTS, load, messages, uuid4
 from bench.systems import consumers, query
-from demo.servers import Servers
 from kproducer import uuid7
+from servers import Servers
 
 SECONDS_BETWEEN_ROUNDS = 1_000_000
 KEYS: dict[str, Callable[[float, int], UUID]] = {"v7": uuid7, "v4": uuid4}

@@ -9,8 +9,8 @@ from uuid import UUID
 
 from kafka import KafkaProducer
 
-from demo.servers import Servers
 from kproducer import Sample, uuid7, warning
+from servers import Servers
 
 TOPIC = "bandwidth_exceeds"
 HOSTS = 40

@@ -11,7 +11,7 @@ from typing import IO, Self
 
 import psutil
 
-from demo.servers import Servers
+from servers import Servers
 
 
 class Measured:

