@@ -17,11 +17,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from servers.broker import LOG4J
 from servers.certificates import Certificates
 from servers.downloads import KAFKA, POSTGRES, Report, fetch, fetch_kafka, fetch_postgres, quiet
-from servers.kafka import LOG4J, Kafka
+from servers.kafka import Kafka
 from servers.postgres import Postgres
-from servers.process import HOST, Address, anyone_may_enter
+from servers.process import HOST, Address, Server, anyone_may_enter
 from servers.proxy import Mode, Proxy
 
 __all__ = [
@@ -44,14 +45,24 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Servers:
-    """The running servers, and a proxy before each: Kafka's listener PROXIED advertises its proxy's address."""
+    """The running servers, and a proxy before PostgreSQL and before each broker."""
 
     directory: Path
     certificates: Certificates
     kafka: Kafka
     postgres: Postgres
-    kafka_proxy: Proxy
+    kafka_proxies: list[Proxy]
     postgres_proxy: Proxy
+
+    @property
+    def kafka_proxy(self) -> Proxy:
+        """The proxy before the (first) broker."""
+        return self.kafka_proxies[0]
+
+    @property
+    def processes(self) -> list[Server]:
+        """PostgreSQL and the brokers."""
+        return [self.postgres, *self.kafka.brokers.values()]
 
     def environment(self, proxied: bool = False) -> dict[str, str]:
         """What the scripts need to connect to both, straight or through the proxies."""
@@ -59,11 +70,16 @@ class Servers:
             return self.kafka.environment("PROXIED") | self.postgres.environment(address=self.postgres_proxy.address)
         return self.kafka.environment() | self.postgres.environment()
 
+    def tail(self, lines: int = 40) -> str:
+        """The last lines of each log: what a test that failed should print."""
+        return "\n".join(f"--- {each.log.relative_to(self.directory)}\n{each.tail(lines)}" for each in self.processes)
+
 
 @contextmanager
 def servers(
     report: Report = quiet,
     *,
+    brokers: int = 1,
     sasl: bool = False,
     acls: bool = False,
     properties: Mapping[str, str] | None = None,
@@ -80,12 +96,13 @@ def servers(
         directory = Path(tempfile.mkdtemp(prefix="eventKafkaPostgres-", dir=room))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         certificates = Certificates(directory / "certificates")
-        kafka_proxy, postgres_proxy = stack.enter_context(Proxy()), stack.enter_context(Proxy())
+        kafka_proxies = [stack.enter_context(Proxy()) for _ in range(brokers)]
+        postgres_proxy = stack.enter_context(Proxy())
         postgres = Postgres(directory, certificates, settings)
         stack.callback(postgres.close)
-        kafka = Kafka(directory, certificates, {"PROXIED": kafka_proxy.address}, sasl, acls, properties)
+        postgres_proxy.target = postgres.address
+        kafka = Kafka(directory, certificates, kafka_proxies, sasl, acls, properties)
         stack.callback(kafka.close)
-        kafka_proxy.target, postgres_proxy.target = kafka.address("PROXIED"), postgres.address
         fetch_postgres(report)
         with ThreadPoolExecutor(1) as pool:
             postgres_started = pool.submit(postgres.start)
@@ -93,6 +110,7 @@ def servers(
             report(f"Starting {KAFKA} and {POSTGRES} ...")
             kafka.start()
             postgres_started.result()
-        (host, port), (its_host, its_port) = kafka.address(), postgres.address
-        report(f"{KAFKA} listens on {host}:{port}, {POSTGRES} on {its_host}:{its_port}, both with TLS.")
-        yield Servers(directory, certificates, kafka, postgres, kafka_proxy, postgres_proxy)
+        host, port = postgres.address
+        bootstrap_servers = kafka.environment()["KAFKA_BOOTSTRAP_SERVERS"]
+        report(f"{KAFKA} listens on {bootstrap_servers}, {POSTGRES} on {host}:{port}, both with TLS.")
+        yield Servers(directory, certificates, kafka, postgres, kafka_proxies, postgres_proxy)

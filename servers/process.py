@@ -1,10 +1,12 @@
 """What both servers are made of: a port that stays ours, and a process that starts, answers, and is ended."""
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
@@ -16,6 +18,26 @@ START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 
 Address = tuple[str, int]
+User = tuple[int, int]  # user id and group id
+
+# Becomes the server (exec), after it has asked Linux for a signal when the process that started it ends. The user
+# is changed first, for that would take the request back. (A preexec_fn could do it, but is not safe with threads.)
+LAUNCHER = """
+import ctypes, os, sys
+parent, number, user, group, *command = sys.argv[1:]
+if user:
+    os.setgroups([])
+    os.setgid(int(group))
+    os.setuid(int(user))
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
+    if os.getppid() != int(parent):
+        sys.exit("the process that started it has ended")
+os.execv(command[0], command)
+"""
+# To Linux a parent is a thread: all servers are started by one that lives as long as this process.
+_spawner = ThreadPoolExecutor(1, "spawner")
 
 
 class Port:
@@ -71,11 +93,32 @@ def write_secret(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
+def spawn(
+    command: list[str], directory: Path, output: IO[bytes], user: User | None, parent_death_signal: signal.Signals
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own; on Linux it gets a signal when this process ends, killed or not."""
+    user_id, group_id = user or ("", "")
+    launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER]
+    arguments = map(str, (os.getpid(), parent_death_signal.value, user_id, group_id))
+    return _spawner.submit(
+        subprocess.Popen[bytes],
+        [*launcher, *arguments, *command],
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C is for this process, which stops the servers in order
+    ).result()
+
+
 class Server:
     """A process with a log, which has started when it answers."""
 
     name: str
     log: Path
+    directory: Path
+    user: User | None = None
+    parent_death_signal = signal.SIGKILL
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -93,8 +136,7 @@ class Server:
         if self.process is not None and self.process.poll() is None:
             return
         self._prepare()
-        with self.log.open("ab") as log:
-            self.process = self._launch(log)
+        self.process = self._spawn(self._command())
         deadline = time.monotonic() + START_SECONDS
         try:
             while not self._answers():
@@ -115,6 +157,12 @@ class Server:
         """End it for good."""
         self.kill()
 
+    def tail(self, lines: int = 12) -> str:
+        """The last lines of its log."""
+        if not self.log.exists():
+            return ""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -129,8 +177,21 @@ class Server:
                 self.process.wait(STOP_SECONDS)
             self.kill()
 
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return spawn(command, self.directory, log, self.user, self.parent_death_signal)
+
+    def _run(self, command: list[str]) -> None:
+        """Run a program of the server's to its end."""
+        process = self._spawn(command)
+        try:
+            if process.wait() != 0:
+                raise self._failure("could not be set up")
+        finally:
+            kill(process)
+
     def _failure(self, what: str) -> RuntimeError:
-        end = "\n".join(self.log.read_text(errors="replace").splitlines()[-12:])
+        end = self.tail()
         if "Address already in use" in end:
             return RuntimeError(f"{self.name} {what}: another program has taken its port in the meantime; try again")
         return RuntimeError(f"{self.name} {what}; the end of its log:\n{end}")
@@ -138,7 +199,7 @@ class Server:
     def _prepare(self) -> None:
         raise NotImplementedError
 
-    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _command(self) -> list[str]:
         raise NotImplementedError
 
     def _answers(self) -> bool:
