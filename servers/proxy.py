@@ -10,6 +10,9 @@ from typing import Any, Literal, Self
 from servers.process import HOST, Address, Port
 
 CHUNK = 65536
+PIECES = 64  # on the line at a time, each way
+
+Line = asyncio.Queue[tuple[float, bytes]]
 
 Mode = Literal["pass", "refuse", "black hole", "slow"]
 
@@ -38,7 +41,7 @@ class Proxy:
     - "refuse": connecting is refused (ECONNREFUSED), and connections that are open are reset.
     - "black hole": new connections are accepted; they and those that are open stay silent for good, also after the
       mode has changed: whatever is sent is dropped, and neither end learns that the other has gone.
-    - "slow": `latency_seconds` before each piece, `bytes_per_second` each way.
+    - "slow": `bytes_per_second` each way, and each byte arrives `latency_seconds` after it was sent.
     A mode is in force when the assignment returns.
     """
 
@@ -137,10 +140,12 @@ class Proxy:
                 ends.append(socket.socket())
                 ends[1].setblocking(False)
                 await self._loop.sock_connect(ends[1], self.target or (HOST, 0))
-            async with asyncio.TaskGroup() as pumps:
+            async with asyncio.TaskGroup() as tasks:
                 for source, sink in zip(ends, reversed(ends), strict=True):
                     source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    pumps.create_task(self._pump(connection, source, sink))
+                    line = Line(PIECES)
+                    tasks.create_task(self._receive(connection, source, line))
+                    tasks.create_task(self._send(connection, line, sink))
         except* OSError:
             connection.reset()
         finally:
@@ -148,9 +153,32 @@ class Proxy:
                 end.close()
             self._connections.discard(connection)
 
-    async def _pump(self, connection: _Connection, source: socket.socket, sink: socket.socket) -> None:
-        """Carry the bytes of one direction."""
-        while data := await self._receive(connection, source):
+    async def _receive(self, connection: _Connection, source: socket.socket, line: Line) -> None:
+        """Put what comes from one end on the line, each piece with the time when it arrives at the other end."""
+        data, free_at = b"not the end", 0.0
+        while data:
+            slow = self._mode == "slow"
+            try:
+                data = await self._loop.sock_recv(source, max(1, self.bytes_per_second // 10) if slow else CHUNK)
+            except OSError:
+                if not connection.dead:
+                    raise
+                data = b""
+            latency = 0.0
+            if slow:  # by the clock, for a sleep that takes too long must not lower the rate
+                latency, free_at = self.latency_seconds, max(free_at, self._loop.time())
+                free_at += len(data) / self.bytes_per_second
+                await asyncio.sleep(free_at - self._loop.time())
+            if not data or not connection.dead:
+                await line.put((self._loop.time() + latency, data))
+
+    async def _send(self, connection: _Connection, line: Line, sink: socket.socket) -> None:
+        """Take one direction's pieces from the line when it is their time."""
+        while True:
+            arrives_at, data = await line.get()
+            await asyncio.sleep(max(0.0, arrives_at - self._loop.time()))
+            if not data:
+                break
             if connection.dead:
                 continue
             if self._bytes_left is not None:
@@ -162,15 +190,3 @@ class Proxy:
                     each.reset()
         if not connection.dead:
             sink.shutdown(socket.SHUT_WR)
-
-    async def _receive(self, connection: _Connection, source: socket.socket) -> bytes:
-        slow = self._mode == "slow"
-        try:
-            data = await self._loop.sock_recv(source, max(1, self.bytes_per_second // 10) if slow else CHUNK)
-        except OSError:
-            if connection.dead:
-                return b""
-            raise
-        if slow:
-            await asyncio.sleep(self.latency_seconds + len(data) / self.bytes_per_second)
-        return data
