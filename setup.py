@@ -1,4 +1,4 @@
-"""The distribution: three modules, one package, two commands. demo/, bench/ and tests/ are not installed."""
+"""The distribution: three modules, one package, two commands. The rest is not installed."""
 
 import re
 from pathlib import Path

@@ -17,7 +17,7 @@ from bench.measure import foreign_seconds
 from bench.producer import MODES, cost
 from bench.services import Service, kconsumer, others
 from bench.systems import System, ceiling, empty, make_tables, sent_twice, systems
-from demo.servers import Servers, servers
+from servers import Servers, servers
 
 # The default of Kafka: several consumers that start together get their partitions together.
 PROPERTIES = {"group.initial.rebalance.delay.ms": "1000"}

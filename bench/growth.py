@@ -11,9 +11,9 @@ from uuid import UUID
 
 from bench.load import BEGIN, HOSTS, load, messages, uuid4
 from bench.systems import consumers, query
-from demo.servers import Servers
 from eventkafkapostgres.database import TABLES
 from eventkafkapostgres.message import uuid7
+from servers import Servers
 
 SECONDS_BETWEEN_ROUNDS = 1_000_000
 KEYS: dict[str, Callable[[float, int], UUID]] = {"v7": uuid7, "v4": uuid4}

@@ -17,7 +17,7 @@ from bench.load import Message, messages, producer
 from bench.measure import Measured, foreign_seconds
 from bench.services import Service
 from bench.systems import empty
-from demo.servers import Servers
+from servers import Servers
 
 PARTITIONS = 4
 IDLE_SECONDS = 20

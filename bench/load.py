@@ -9,9 +9,9 @@ from uuid import UUID
 
 from kafka import KafkaProducer
 
-from demo.servers import Servers
 from eventkafkapostgres.bandwidth import Sample
 from eventkafkapostgres.message import uuid7, warning
+from servers import Servers
 
 TOPIC = "bandwidth_exceeds"
 HOSTS = 40

@@ -11,7 +11,7 @@ from typing import IO, Self
 
 import psutil
 
-from demo.servers import Servers
+from servers import Servers
 
 
 class Measured:
@@ -82,9 +82,10 @@ def foreign_seconds(running: Servers) -> float:
     everything = psutil.cpu_times()
     idle = everything.idle + getattr(everything, "iowait", 0) + getattr(everything, "steal", 0)
     ours = sum(os.times()[:4])  # with the children that were waited for
-    for pid in (running.kafka.pid, running.postgres.pid):
-        ours += sum(psutil.Process(pid).cpu_times()[:4])
-        for child in psutil.Process(pid).children():
+    for server in running.processes:
+        process = psutil.Process(server.pid)
+        ours += sum(process.cpu_times()[:4])
+        for child in process.children():
             with suppress(psutil.Error):
                 ours += sum(child.cpu_times()[:2])
     # guest time is in user time already

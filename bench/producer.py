@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.latency import p99
 from bench.measure import Measured
-from demo.servers import HOST, Mode, Servers
+from servers import HOST, Mode, Servers
 
 MODES: dict[str, Mode] = {"up": "pass", "refused": "refuse", "silent": "black hole"}
 SETTLE_SECONDS = 10  # after the broker was taken away

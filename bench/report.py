@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from demo.servers import KAFKA, POSTGRES
+from servers import KAFKA, POSTGRES
 
 JSON, PNG = Path(__file__).parent / "results.json", Path(__file__).parent / "results.png"
 COPY = "ceiling: plain COPY"

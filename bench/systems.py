@@ -15,8 +15,8 @@ from typing import Any
 from bench.load import BEGIN, TOPIC
 from bench.measure import Measured
 from bench.services import Service, kconsumer_script
-from demo.servers import Servers
 from eventkafkapostgres.database import TABLES
+from servers import Servers
 
 # From the begin of the first transaction that stored rows to the end of the last one.
 STORED = """

@@ -28,7 +28,7 @@ try:
     import psycopg2
     from kafka.errors import KafkaError
 
-    from demo.servers import servers
+    from servers import servers
 except ImportError as error:
     raise SystemExit(f"demo: {error}; run in the checkout: pip install '.[demo]', then: python -m demo") from None
 except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pipeline import Pipeline, new_pipeline
 
-from demo.servers import HOST, Servers, servers
+from servers import HOST, Servers, servers
 
 FIGURES = pytest.StashKey[list[str]]()
 

@@ -20,7 +20,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from psycopg2.extras import RealDictCursor
 
-from demo.servers import Servers
+from servers import Servers
 
 # PIPELINE_SCRIPTS: another folder with the scripts, such as a copy in which a mechanism was taken out
 SCRIPTS = Path(os.environ.get("PIPELINE_SCRIPTS") or Path(__file__).resolve().parents[2])

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pipeline import Pipeline, encoded, new_pipeline, wait_until, warning, warnings
 from psycopg2.extras import execute_values
 
-from demo.servers import Servers
+from servers import Servers
 
 SECONDS = 60.0  # for what takes some
 COUNT = 30_000

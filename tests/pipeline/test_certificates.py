@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pipeline import SCRIPTS, Pipeline, new_pipeline, wait_until
 
-from demo.servers import Servers
+from servers import Servers
 
 
 class Files:

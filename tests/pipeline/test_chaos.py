@@ -22,7 +22,7 @@ import psycopg2
 import pytest
 from pipeline import Pipeline, Script
 
-from demo.servers import Mode, Postgres, Proxy
+from servers import Mode, Postgres, Proxy
 
 SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))
 COUNT = int(os.environ.get("CHAOS_FAULTS") or 100)
@@ -274,8 +274,7 @@ def test_each_warning_is_recorded_once_whatever_breaks(wide_pipeline: Pipeline, 
         chaos.rest(1)
         assert_all_is_well_in_the_end(chaos, figures)
     except BaseException:
-        for log in (chaos.servers.kafka.log, chaos.servers.postgres.log):
-            print(f"--- {log.name}", *log.read_text(errors="replace").splitlines()[-60:], sep="\n")
+        print(chaos.servers.tail(60))
         raise
     finally:
         figures += table(chaos)

@@ -11,7 +11,7 @@ import pytest
 from kafka import TopicPartition
 from pipeline import LOOPBACK, Pipeline, Script, new_pipeline, warnings
 
-from demo.servers import Proxy, Servers
+from servers import Proxy, Servers
 
 SOON = 60.0
 NOWHERE = "127.0.0.1:1"

@@ -16,7 +16,7 @@ import pytest
 from kafka import TopicPartition
 from pipeline import Pipeline, Script, encoded, new_pipeline, wait_until, warning, warnings
 
-from demo.servers import Servers
+from servers import Servers
 
 SILENCE_SECONDS = 20.0
 Side = Literal["kafka", "postgres"]

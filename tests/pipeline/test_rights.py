@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pipeline import Pipeline, Script, new_pipeline, wait_until, warnings
 
-from demo.servers import Servers
+from servers import Servers
 
 MECHANISMS = ("SCRAM-SHA-256", "SCRAM-SHA-512", "PLAIN")
 

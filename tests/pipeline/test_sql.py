@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from pipeline import Pipeline, encoded, new_pipeline, wait_until, warning, warnings
 
-from demo.servers import Servers
+from servers import Servers
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

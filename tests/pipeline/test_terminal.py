@@ -9,7 +9,7 @@ import pytest
 from pipeline import Pipeline, Script, wait_until, warnings
 from terminal import CTRL_C, RED, RedirectedTerminal, Terminal, plain
 
-from demo.servers import Proxy
+from servers import Proxy
 
 RATE = r"\d{1,3}\.\d\d [kMG]?B/s"
 STATE = re.compile(rf"{RATE} of ({RATE}), (\d+) warnings raised, (\d+) waiting")
