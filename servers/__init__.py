@@ -20,7 +20,7 @@ from pathlib import Path
 from servers.broker import LOG4J
 from servers.certificates import Certificates
 from servers.downloads import KAFKA, POSTGRES, Report, fetch, fetch_kafka, fetch_postgres, quiet
-from servers.kafka import Kafka
+from servers.kafka import Kafka, record_aot_cache
 from servers.postgres import Postgres
 from servers.process import HOST, Address, Server, anyone_may_enter
 from servers.proxy import Mode, Proxy
@@ -39,6 +39,7 @@ __all__ = [
     "Servers",
     "fetch",
     "fetch_kafka",
+    "record_aot_cache",
     "servers",
 ]
 

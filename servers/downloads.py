@@ -18,8 +18,8 @@ POSTGRES_VERSION = os.environ.get("SERVERS_POSTGRES") or "18.1"
 KAFKA = f"Apache Kafka {KAFKA_VERSION}"
 POSTGRES = f"PostgreSQL {POSTGRES_VERSION}"
 KAFKA_JAR = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
-# Kafka brings slf4j, and from 4.0 on log4j, but not what connects them.
-LOG4J_JARS = ["org.apache.logging.log4j:log4j-slf4j-impl:2.25.4"]
+# Kafka logs through slf4j, and not all versions bring what is behind it.
+LOG4J_JARS = [f"org.apache.logging.log4j:{name}:2.25.4" for name in ("log4j-slf4j-impl", "log4j-api", "log4j-core")]
 if KAFKA_VERSION.startswith("3."):
     LOG4J_JARS = ["org.slf4j:slf4j-reload4j:1.7.36", "ch.qos.reload4j:reload4j:1.2.26"]
 POSTGRES_JAR = f"io.zonky.test.postgres:embedded-postgres-binaries-{{system}}-{{machine}}:{POSTGRES_VERSION}.0"
@@ -74,7 +74,7 @@ def fetch(name: str, megabytes: int, coordinate: str, *others: str, report: Repo
 @functools.cache
 def fetch_kafka(report: Report = quiet) -> list[Path]:
     """The jars of Apache Kafka."""
-    return fetch(KAFKA, 46, KAFKA_JAR, *LOG4J_JARS, report=report)
+    return list(dict.fromkeys(fetch(KAFKA, 46, KAFKA_JAR, *LOG4J_JARS, report=report)))
 
 
 def fetch_postgres(report: Report = quiet) -> Path:

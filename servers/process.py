@@ -16,6 +16,7 @@ import psutil
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
+TAIL_BYTES = 65536
 
 Address = tuple[str, int]
 User = tuple[int, int]  # user id and group id
@@ -161,7 +162,9 @@ class Server:
         """The last lines of its log."""
         if not self.log.exists():
             return ""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        with self.log.open("rb") as log:
+            log.seek(max(0, self.log.stat().st_size - TAIL_BYTES))
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
 
     def __enter__(self) -> Self:
         self.start()

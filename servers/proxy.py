@@ -157,15 +157,15 @@ class Proxy:
         """Put what comes from one end on the line, each piece with the time when it arrives at the other end."""
         data, free_at = b"not the end", 0.0
         while data:
-            slow = self._mode == "slow"
+            size = max(1, self.bytes_per_second // 10) if self._mode == "slow" else CHUNK
             try:
-                data = await self._loop.sock_recv(source, max(1, self.bytes_per_second // 10) if slow else CHUNK)
+                data = await self._loop.sock_recv(source, size)
             except OSError:
                 if not connection.dead:
                     raise
                 data = b""
             latency = 0.0
-            if slow:  # by the clock, for a sleep that takes too long must not lower the rate
+            if self._mode == "slow":  # by the clock, for a sleep that takes too long must not lower the rate
                 latency, free_at = self.latency_seconds, max(free_at, self._loop.time())
                 free_at += len(data) / self.bytes_per_second
                 await asyncio.sleep(free_at - self._loop.time())

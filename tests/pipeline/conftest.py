@@ -8,20 +8,26 @@ from pathlib import Path
 import pytest
 from pipeline import Pipeline, new_pipeline
 
-from servers import HOST, Servers, servers
+from servers import HOST, Servers, record_aot_cache, servers
 
 FIGURES = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
-def running() -> Iterator[Servers]:
+def fast_kafka() -> None:
+    """The first run on a machine prepares Kafka to start faster."""
+    record_aot_cache()
+
+
+@pytest.fixture(scope="session")
+def running(fast_kafka: None) -> Iterator[Servers]:
     """Apache Kafka and PostgreSQL, each with a proxy before it, once per run."""
     with servers(sasl=True) as started, traffic():
         yield started
 
 
 @pytest.fixture(scope="session")
-def guarded() -> Iterator[Servers]:
+def guarded(fast_kafka: None) -> Iterator[Servers]:
     """The same with a Kafka that has ACLs, for the tests that need it: `service` may do everything."""
     with servers(sasl=True, acls=True) as started, traffic():
         started.kafka.allow("service", "ALL", topic="*")

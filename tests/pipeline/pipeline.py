@@ -300,10 +300,11 @@ class Pipeline:
             assert observed == sorted(observed)
 
     def close(self) -> None:
-        """End what runs, print what the scripts said, and take the database away."""
+        """End what runs, print the ends of the logs, and drop the database."""
         for script in self.scripts:
             script.kill()
             print(f"--- {script.name} ended with {script.process.returncode}", *script.lines()[-40:], sep="\n")
+        print(self.servers.tail())
         if self._observer:
             self._observer.close()
         with suppress(psycopg2.Error):

@@ -25,7 +25,7 @@ def proxy() -> Iterator[Proxy]:
     with socketserver.ThreadingTCPServer((HOST, 0), Echo) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        with Proxy(server.server_address) as proxy:
+        with Proxy((HOST, server.server_address[1])) as proxy:
             yield proxy
         server.shutdown()
         thread.join()

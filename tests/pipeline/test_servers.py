@@ -1,6 +1,7 @@
 """The servers that the other tests stand on: what a cluster survives, and what is left of them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ with servers() as running:
         thread = threading.Thread(target=each.start)
         thread.start()
         thread.join()
-    print(json.dumps([each.pid for each in running.processes]), flush=True)
+    print(json.dumps([str(running.directory), *(each.pid for each in running.processes)]), flush=True)
     sys.stdin.read()
 """
 
@@ -35,16 +36,18 @@ def test_no_server_outlives_a_process_that_was_killed() -> None:
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", HOLDER], cwd=root, stdin=-1, stdout=-1) as holder:
         assert holder.stdout
-        processes = [psutil.Process(pid) for pid in json.loads(holder.stdout.readline())]
+        directory, *pids = json.loads(holder.stdout.readline())
+        processes = [psutil.Process(pid) for pid in pids]
         processes += [child for each in processes for child in each.children()]
         assert len(processes) > 5
         assert all(map(is_running, processes))
         holder.kill()
     wait_until(lambda: not any(map(is_running, processes)), "ended")
+    shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Servers]:
+def cluster(fast_kafka: None) -> Iterator[Servers]:
     with servers(brokers=3) as running:
         yield running
 
