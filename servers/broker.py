@@ -12,7 +12,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from servers.downloads import KAFKA, fetch_kafka
-from servers.process import HOST, Address, Port, Server, write_secret
+from servers.process import HOST, STOP_SECONDS, Address, Port, Server, write_secret
 from servers.proxy import Proxy
 
 JVM_FLAGS = (
@@ -82,9 +82,9 @@ class Broker(Server):
         host, port = self._advertised[listener]
         return f"{host}:{port}"
 
-    def stop(self) -> None:
-        """SIGTERM: it hands over its partitions and ends in order."""
-        self._stop(signal.SIGTERM)
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """SIGTERM: it hands over its partitions and ends in order; killed when that takes too long."""
+        self._stop(signal.SIGTERM, seconds)
 
     def close(self) -> None:
         """End it for good and release its ports."""

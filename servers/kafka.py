@@ -25,6 +25,7 @@ from kafka.admin import (
 from servers.broker import Broker, aot_cache
 from servers.certificates import Certificates
 from servers.downloads import KAFKA
+from servers.process import STOP_SECONDS
 from servers.proxy import Proxy
 
 SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
@@ -230,7 +231,7 @@ def record_aot_cache() -> None:
         try:
             kafka.start()
             kafka.create_topic("any")
-            kafka.stop()
+            kafka.brokers[1].stop(10 * STOP_SECONDS)  # on its way out it writes the cache
         finally:
             kafka.close()
         if recorded.exists():  # Java before 25 makes none

@@ -173,11 +173,11 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _stop(self, number: signal.Signals) -> None:
+    def _stop(self, number: signal.Signals, seconds: float = STOP_SECONDS) -> None:
         if self.process is not None:
             self.process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(STOP_SECONDS)
+                self.process.wait(seconds)
             self.kill()
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
