@@ -11,10 +11,12 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from kafka import KafkaConsumer
 
+from eventkafkapostgres.calls import STOP_SECONDS, DatabaseCalls
 from eventkafkapostgres.checks import check_kafka, check_postgres
 from eventkafkapostgres.console import (
     Finding,
@@ -29,8 +31,11 @@ from eventkafkapostgres.console import (
     topic_name,
 )
 from eventkafkapostgres.database import Database
+from eventkafkapostgres.group import GroupMember
 from eventkafkapostgres.outages import KafkaLog
-from eventkafkapostgres.recorder import STOP_SECONDS, Recorder
+from eventkafkapostgres.progress import Progress
+from eventkafkapostgres.reader import Reader
+from eventkafkapostgres.recorder import Recorder
 from eventkafkapostgres.settings import (
     CONSUMER_OPTIONS,
     CONSUMER_PROMISE,
@@ -41,11 +46,29 @@ from eventkafkapostgres.settings import (
 )
 from eventkafkapostgres.tls import Certificates
 
-logger = logging.getLogger("kconsumer")
-
 # A thread that comes back from a socket waits so long for one that computes; Python's 5 ms cost a quarter of the speed.
 SWITCH_SECONDS = 0.0005
 COLLECT_OBJECTS = 50_000  # new ones until Python looks for garbage: its 700 come dozens of times in a batch
+
+logger = logging.getLogger("kconsumer")
+
+
+def record_warnings(recorder: Recorder, stop: Stop) -> None:
+    """Take what was read, record it, tell Kafka; until `stop` is set, or all is recorded with --until-empty."""
+    while not stop.is_set() and not recorder.reader.finished:
+        batch = recorder.take()  # what was read from Kafka; None where there is nothing
+        if batch and recorder.record(batch):  # one connection, one transaction, and the connection is closed
+            recorder.commit_to_kafka(batch)
+
+
+def consumer_options(settings: argparse.Namespace) -> dict[str, Any]:
+    """What the KafkaConsumer is made with. ValueError when a setting is wrong."""
+    promise = {**CONSUMER_PROMISE, "group_id": settings.group}
+    waits = {"fetch_max_wait_ms": HASTY_POLL_MS} if settings.until_empty else {}
+    options = kafka_options(KafkaConsumer, os.environ, CONSUMER_OPTIONS | waits, promise)
+    if options["request_timeout_ms"] >= options["heartbeat_interval_ms"]:
+        raise ValueError("KAFKA_REQUEST_TIMEOUT_MS must be less than KAFKA_HEARTBEAT_INTERVAL_MS")
+    return options
 
 
 def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[Finding]:
@@ -53,6 +76,26 @@ def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[Finding
     options = consumer_options(settings)
     stored = yield from check_postgres(Database(*postgres_options(os.environ), settings.group, settings.topic))
     yield from check_kafka(options, kafka_log, settings.topic, "READ", stored)
+
+
+def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal: Terminal) -> int:
+    """Record until stopped. ValueError when a setting is wrong."""
+    options = consumer_options(settings)
+    certificates = Certificates(options)
+    certificates.renew()
+    database = Database(*postgres_options(os.environ), settings.group, settings.topic)
+    make_kconsumer = partial(make_client, KafkaConsumer, certificates.context, options)
+    kconsumer = make_kconsumer()
+    calls = DatabaseCalls(database, stop)
+    member = GroupMember(kconsumer, make_kconsumer, settings.topic)
+    reader = Reader(member, calls, kafka_log, settings.until_empty, stop, certificates.renew)
+    recorder = Recorder(reader, calls, Progress(terminal.show, certificates.renew))
+    logger.info("started: topic %s, group %s", settings.topic, settings.group)
+    try:
+        record_warnings(recorder, stop)
+    finally:
+        recorder.close()
+    return 1 if reader.failed or (settings.until_empty and not reader.finished) else 0
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -67,13 +110,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--topic", type=argument(topic_name), default="bandwidth_exceeds", metavar="NAME",
         help="Kafka's topic (default: bandwidth_exceeds)")  # fmt: skip
-    add(
-        "--group",
-        type=argument(printable),
-        default="kconsumer",
-        metavar="NAME",
-        help="Kafka's consumer group (default: kconsumer)",
-    )
+    add("--group", type=argument(printable), default="kconsumer", metavar="NAME",
+        help="Kafka's consumer group (default: kconsumer)")  # fmt: skip
     add("--until-empty", action="store_true", help="end when everything that was in the topic at the start is recorded")
     add("--check", action="store_true", help="try everything that is needed, change nothing, and say what to do")
     add("-v", "--verbose", action="store_true", help="log more, and tracebacks")
@@ -81,42 +119,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def consumer_options(settings: argparse.Namespace) -> dict[str, Any]:
-    """What the KafkaConsumer is made with. ValueError when a setting is wrong."""
-    promise = {**CONSUMER_PROMISE, "group_id": settings.group}
-    waits = {"fetch_max_wait_ms": HASTY_POLL_MS} if settings.until_empty else {}
-    options = kafka_options(KafkaConsumer, os.environ, CONSUMER_OPTIONS | waits, promise)
-    if options["request_timeout_ms"] >= options["heartbeat_interval_ms"]:
-        raise ValueError("KAFKA_REQUEST_TIMEOUT_MS must be less than KAFKA_HEARTBEAT_INTERVAL_MS")
-    return options
-
-
-def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal: Terminal) -> int:
-    """Record until stopped. ValueError when a setting is wrong."""
-    options = consumer_options(settings)
-    certificates = Certificates(options)
-    certificates.renew()
-    database = Database(*postgres_options(os.environ), settings.group, settings.topic)
-
-    recorder = Recorder(
-        lambda: make_client(KafkaConsumer, certificates.context, options),
-        database,
-        kafka_log,
-        settings.topic,
-        settings.until_empty,
-        stop,
-        certificates.renew,
-        terminal.show,
-    )
-    logger.info("started: topic %s, group %s", settings.topic, settings.group)
-    try:
-        return recorder.run()
-    finally:
-        recorder.close()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    return start(build_parser("kconsumer"), argv, run, check, STOP_SECONDS + 1)
+    return start(build_parser("kconsumer"), argv, run, check, round(STOP_SECONDS) + 1)
 
 
 def command() -> NoReturn:

@@ -68,7 +68,7 @@ def in_memory(count: int) -> list[dict[TopicPartition, list[Any]]]:
 
 def parse_polled(polled: dict[TopicPartition, list[Any]]) -> Batch:
     """As the consumer parses what a poll returned."""
-    return parse(flatten(polled), UUID(int=0), {})
+    return parse(flatten(polled), UUID(int=0), dict.fromkeys(polled, 0))
 
 
 def texts(count: int) -> list[bytes]:

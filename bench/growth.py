@@ -11,8 +11,8 @@ from uuid import UUID
 
 from bench.load import BEGIN, HOSTS, load, messages, uuid4
 from bench.systems import consumers, query
-from eventkafkapostgres.database import TABLES
 from eventkafkapostgres.message import uuid7
+from eventkafkapostgres.schema import STATEMENTS
 from servers import Servers
 
 SECONDS_BETWEEN_ROUNDS = 1_000_000
@@ -29,6 +29,7 @@ from generate_series(1, {{rows}}) as n,
 lateral (select 'web-' || n % {HOSTS} as host, timestamptz '{BEGIN}' - ({{rows}} - n) / {HOSTS} * interval '1 s'
     - interval '1 s' as at)"""
 KEY = {"v4": "gen_random_uuid()", "v7": "uuidv7(at - clock_timestamp())"}
+INDEXES = [name for name in STATEMENTS if name.startswith("bandwidth_exceeds_")]
 WAL = "select pg_current_wal_insert_lsn() - '0/0'"
 
 
@@ -46,16 +47,15 @@ def fill(running: Servers, schema: str, keys: str, rows: int) -> None:
     """The consumer's tables in a schema of their own, with so many rows, and their indexes as built anew."""
     path = f"set search_path = {schema}; set maintenance_work_mem = '512MB'; "
     query(running, f"create schema {schema}")
-    for statement in TABLES.values():
+    for statement in STATEMENTS.values():
         query(running, path + statement)
     if rows:
         drop = "alter table bandwidth_exceeds drop constraint bandwidth_exceeds_pkey; "
-        drop += "drop index bandwidth_exceeds_host_observed_at, bandwidth_exceeds_observed_at; "
+        drop += f"drop index {', '.join(INDEXES)}; "
         query(running, path + drop + FILL.format(key=KEY[keys], rows=rows))
         query(running, path + "alter table bandwidth_exceeds add primary key (event_id)")
-        for name, statement in TABLES.items():
-            if name.startswith("bandwidth_exceeds_"):
-                query(running, path + statement)
+        for name in INDEXES:
+            query(running, path + STATEMENTS[name])
         query(running, f"vacuum analyze {schema}.bandwidth_exceeds")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from bench.load import BEGIN, TOPIC
 from bench.measure import Measured
 from bench.services import Service, kconsumer_script
-from eventkafkapostgres.database import TABLES
+from eventkafkapostgres.schema import STATEMENTS
 from servers import Servers
 
 # From the begin of the first transaction that stored rows to the end of the last one.
@@ -58,7 +58,7 @@ def query(running: Servers, statement: str, user: str = "events") -> list[tuple[
 
 def make_tables(running: Servers) -> None:
     """Tables as the consumer makes them."""
-    for statement in TABLES.values():
+    for statement in STATEMENTS.values():
         query(running, statement)
 
 

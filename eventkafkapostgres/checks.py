@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Generator, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg2
 import psycopg2.extensions
@@ -24,8 +24,10 @@ from kafka.errors import (
 )
 
 from eventkafkapostgres.console import Finding
-from eventkafkapostgres.database import NEXT_OFFSETS, TABLES, Database, missing_tables
+from eventkafkapostgres.database import Database
 from eventkafkapostgres.outages import KafkaLog, explained, plain
+from eventkafkapostgres.positions import topic_key
+from eventkafkapostgres.schema import TABLES, missing_columns, missing_privileges, missing_relations
 from eventkafkapostgres.tls import Certificates, lifetime
 
 CHECK_SECONDS = 8  # how long --check waits for Kafka
@@ -35,18 +37,9 @@ select extract(epoch from clock_timestamp())::float8, current_setting('max_conne
 - current_setting('superuser_reserved_connections')::int - sum(numbackends)::int + 1 from pg_stat_database"""
 RIGHTS = """
 select has_schema_privilege(current_schema(), 'CREATE'), has_database_privilege(current_database(), 'TEMPORARY')"""
-GRANTS = {  # what has to be granted on each table
-    "bandwidth_exceeds": ["INSERT", "SELECT"],
-    "rejected_messages": ["INSERT", "SELECT", "UPDATE"],
-    "consumed_offsets": ["INSERT", "SELECT", "UPDATE", "DELETE"],
-    "heartbeats": ["INSERT", "SELECT", "UPDATE"],
-}
-LACKING = "select needed from unnest(%s::text[]) as needed where not has_table_privilege(%s, needed)"
-COLUMN = re.compile(r'^    "?(?!primary key)(\w+)"? (double precision|\w+(?:\[\])?)', re.MULTILINE)
-COLUMNS_LACKING = """
-select name || ' ' || type from unnest(%s::text[], %s::text[]) as wanted (name, type) where not exists (
-    select from pg_attribute where attrelid = %s::regclass and attname = name and atttypid = type::regtype
-    and not attisdropped)"""
+OFFSETS = "select topic_id::text, partition, next_offset from consumed_offsets where consumer_group = %s"
+
+Stored = Mapping[UUID, Mapping[int, int]]  # next offsets by topic id and partition
 
 
 def check_group(admin: KafkaAdminClient, group: str) -> Finding:
@@ -67,7 +60,7 @@ def check_group(admin: KafkaAdminClient, group: str) -> Finding:
 
 
 def check_kafka(
-    options: dict[str, Any], kafka_log: KafkaLog, topic: str, right: str, stored: Mapping[int, int] | None = None
+    options: dict[str, Any], kafka_log: KafkaLog, topic: str, right: str, stored: Stored | None = None
 ) -> Iterator[Finding]:
     """The files, the broker, the topic with this user's right to it ("READ" or "WRITE").
 
@@ -100,7 +93,8 @@ def check_kafka(
             every = [TopicPartition(topic, n) for n in range(partitions)]
             begins = admin.list_partition_offsets(dict.fromkeys(every, OffsetSpec.EARLIEST))
             ends = admin.list_partition_offsets(dict.fromkeys(every, OffsetSpec.LATEST))
-            behind = (ends[at].offset - max(begins[at].offset, stored.get(at.partition, 0)) for at in every)
+            recorded = stored.get(topic_key(described["topic_id"], admin.describe_cluster()["cluster_id"], topic), {})
+            behind = (ends[at].offset - max(begins[at].offset, recorded.get(at.partition, 0)) for at in every)
             yield True, f"lag: {sum(max(0, messages) for messages in behind)} messages are not recorded yet"
     except KafkaError as error:
         yield False, f"Kafka: {servers}: {kafka_log.cause or plain(str(error))}"
@@ -125,9 +119,9 @@ def check_outbox(path: Path) -> Finding:
         return False, f"outbox {path}: {error}; give another --outbox"
 
 
-def check_postgres(database: Database) -> Generator[Finding, None, dict[int, int] | None]:
+def check_postgres(database: Database) -> Generator[Finding, None, Stored | None]:
     """The server, its clock and its free connections, the tables and the rights. Returns the stored offsets, if any."""
-    stored: dict[int, int] = {}
+    stored: dict[UUID, dict[int, int]] = {}
     try:
         with contextlib.closing(psycopg2.connect(database.url, **database.options)) as connection:
             connection.autocommit = True
@@ -144,29 +138,27 @@ def check_postgres(database: Database) -> Generator[Finding, None, dict[int, int
             may_create, may_copy = cursor.fetchone()
             if not may_copy:
                 yield False, "no right to make temporary tables: grant TEMPORARY on the database to this user"
-            missing = missing_tables(cursor)
+            missing = missing_relations(cursor)
             if missing:
                 remedy = "will be made" if may_create else "missing, no right to create: let the owner run kconsumer"
                 yield may_create, f"{', '.join(missing)}: {remedy}"
-            for name, needed in GRANTS.items():
+            for name in TABLES:
                 if name not in missing:
-                    yield check_table(cursor, name, needed)
+                    yield check_table(cursor, name)
             if "consumed_offsets" not in missing:
-                cursor.execute(NEXT_OFFSETS, (database.group, database.topic))
-                stored = dict(cursor.fetchall())
+                cursor.execute(OFFSETS, (database.group,))
+                for topic_id, partition, next_offset in cursor:
+                    stored.setdefault(UUID(topic_id), {})[partition] = next_offset
             return stored
     except psycopg2.Error as error:
         yield False, f"PostgreSQL: {explained(error)}"
         return None
 
 
-def check_table(cursor: Any, name: str, needed: list[str]) -> Finding:
+def check_table(cursor: Any, name: str) -> Finding:
     """Whether a table has its columns and this user its rights."""
-    columns = COLUMN.findall(TABLES[name])
-    cursor.execute(COLUMNS_LACKING, ([column for column, _ in columns], [kind for _, kind in columns], name))
-    if absent := [column for (column,) in cursor.fetchall()]:
+    if absent := missing_columns(cursor, name):
         return False, f"table {name}: no column {', '.join(absent)}: see the upgrade notes"
-    cursor.execute(LACKING, (needed, name))
-    if lacking := [right for (right,) in cursor.fetchall()]:
+    if lacking := missing_privileges(cursor, name):
         return False, f"table {name}: no right to {', '.join(lacking)}: grant it to this user"
     return True, f"table {name}: there, as it should be"

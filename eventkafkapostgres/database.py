@@ -1,304 +1,294 @@
-"""One connection, one transaction, one batch."""
+"""One connection, one transaction, one batch: its rows, what is rejected, heartbeats, and how far Kafka was read."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from types import MappingProxyType
 from typing import Any
+from uuid import UUID
 
 import psycopg2
-import psycopg2.extensions
 import psycopg2.extras
 
-from eventkafkapostgres import message
 from eventkafkapostgres.message import Batch
 from eventkafkapostgres.outages import first_line
+from eventkafkapostgres.refusals import NAMES, CarefulInsert, insert_halving, is_servers_fault
+from eventkafkapostgres.schema import TABLES, create_if_allowed, create_tables, missing_relations
 
-SILENCE_SECONDS = 8.0  # PostgreSQL made no progress for so long: its connection is given up
-SETUP_SECONDS = 600.0  # the same while tables and indexes are made
-DATA_ERRORS = (psycopg2.DataError, psycopg2.IntegrityError)  # SQLSTATE classes 22 and 23: the row's fault
-TABLES = {
-    "bandwidth_exceeds": """
-create table if not exists bandwidth_exceeds (
-    event_id uuid primary key,
-    observed_at timestamptz not null,
-    seconds double precision not null,
-    episode_started_at timestamptz not null,
-    host text not null,
-    interfaces text[] not null,
-    bytes_sent_per_second double precision not null,
-    bytes_received_per_second double precision not null,
-    bytes_per_second double precision not null,
-    limit_bytes_per_second double precision not null,
-    message text not null,
-    topic text not null,
-    partition integer not null,
-    "offset" bigint not null,
-    recorded_at timestamptz not null default now(),
-    extra jsonb
-)""",
-    "bandwidth_exceeds_host_observed_at": """
-create index if not exists bandwidth_exceeds_host_observed_at on bandwidth_exceeds (host, observed_at)""",
-    "bandwidth_exceeds_observed_at": """
-create index if not exists bandwidth_exceeds_observed_at on bandwidth_exceeds using brin (observed_at)""",
-    "rejected_messages": """
-create table if not exists rejected_messages (
-    topic text,
-    partition integer,
-    "offset" bigint,
-    key bytea,
-    value bytea,
-    reason text not null,
-    recorded_at timestamptz not null default now(),
-    primary key (topic, partition, "offset")
-)""",
-    "consumed_offsets": """
-create table if not exists consumed_offsets (
-    consumer_group text,
-    topic text,
-    partition integer,
-    next_offset bigint not null,
-    primary key (consumer_group, topic, partition)
-)""",
-    "heartbeats": """
-create table if not exists heartbeats (
-    host text primary key,
-    heartbeat_at timestamptz not null,
-    recorded_at timestamptz not null default now()
-)""",
-    "bandwidth_episodes": """
-create view bandwidth_episodes as
-select host, episode_started_at as started_at, max(observed_at) as ended_at,
-    round(sum(seconds)::numeric, 3)::double precision as seconds_over,
-    round(max(bytes_per_second)) as peak_bytes_per_second,
-    round(sum(bytes_per_second * seconds) / nullif(sum(seconds), 0)) as mean_bytes_per_second,
-    round(sum((bytes_per_second - limit_bytes_per_second) * seconds)) as bytes_over_limit, count(*) as warnings
-from bandwidth_exceeds group by host, episode_started_at""",
-}
-MISSING = (
-    "select name from unnest(%s::text[]) with ordinality as wanted (name, n) where to_regclass(name) is null order by n"
-)
-# A backend whose client is gone, or behind a network that went silent, would keep its locks for hours.
+DATABASE_STALL_SECONDS = 8.0  # PostgreSQL made no progress for so long: its connection is given up
+SETUP_SECONDS = 600  # the same while an index is made on a table that has rows
+COPY_BYTES = 1 << 18  # of COPY's data, sent at once: each such piece that the connection accepts is progress
+TOO_SLOW = ("57014", "25P03", "25P04")  # SQLSTATEs: a statement, an idle transaction, a transaction took too long
+
+logger = logging.getLogger(__name__)
+
+# What a role or database has set must not change what a batch needs. Ours are for this transaction alone, so that a
+# pooler may give the connection to anybody afterwards. read only is respected: it is how providers protect a full disk.
+# synchronous_commit too: after a crash, rows and offsets would be missing together, and be read again. A backend whose
+# client is gone, or is behind a network that went silent, would keep its locks for hours: it ends by itself.
 BEGIN = """
-begin;
-set local timezone = 'UTC';
+begin isolation level read committed;
+set constraints all immediate;
+set local statement_timeout = '30s';
 set local lock_timeout = '5s';
 set local idle_in_transaction_session_timeout = '15s';
 set local tcp_keepalives_idle = 5;
 set local tcp_keepalives_interval = 2;
 set local tcp_keepalives_count = 3;
 set local tcp_user_timeout = '10s'"""
-END_FORSAKEN = """
-select pg_terminate_backend(pid) from pg_stat_activity
-where usename = current_user and application_name = current_setting('application_name') and pid <> pg_backend_pid()
-and wait_event = 'ClientRead' and xact_start is not null and state_change < now() - interval '8 s'"""
-COLUMNS = ", ".join(f'"{name}"' for name in message.COLUMNS)
-COPY = f"copy bandwidth_exceeds ({COLUMNS}) from stdin"
-TEMPORARY = "create temporary table batch (like bandwidth_exceeds including defaults, n integer) on commit drop"
-COPY_TEMPORARY = f"copy batch ({COLUMNS}, n) from stdin"
-MERGE = f"""
-insert into bandwidth_exceeds ({COLUMNS}) select {COLUMNS} from batch where n >= %s and n < %s on conflict do nothing"""
-REJECT = """
-insert into rejected_messages (topic, partition, "offset", key, value, reason) values %s on conflict do nothing"""
-BEATEN = """
-insert into heartbeats (host, heartbeat_at) values %s on conflict (host) do update
-set heartbeat_at = excluded.heartbeat_at, recorded_at = default where heartbeats.heartbeat_at < excluded.heartbeat_at"""
-# Moves the offsets on only from where this consumer left them: not where the database was put back to a backup, or
+BEGIN_17 = f"{BEGIN};\nset local transaction_timeout = 0"  # PostgreSQL 17 brought this setting
+# A kconsumer of ours that waits for a client that is gone, and holds what a batch has waited for: its row in
+# consumed_offsets, or one of the tables.
+TERMINATE_STALE_BACKENDS = """
+select pg_terminate_backend(pid) from pg_stat_activity as stale
+where datname = current_database() and usename = session_user
+and application_name = current_setting('application_name') and pid <> pg_backend_pid()
+and wait_event = 'ClientRead' and state_change < clock_timestamp() - interval '8 s'
+and exists (
+    select from pg_locks as held where held.pid = stale.pid and granted and (
+        transactionid in (
+            select xmax from consumed_offsets
+            where consumer_group = %s and topic_id = %s::uuid and partition = any(%s)
+        ) or relation = any(%s::regclass[])
+        and mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+    )
+)"""
+COPY = f"copy bandwidth_exceeds ({NAMES}) from stdin"
+INSERT_REJECTED = """
+insert into rejected_messages (topic_id, partition, "offset", topic, key, value, reason) values %s
+on conflict do nothing"""
+# A host's clock may be wrong: a heartbeat of the future counts as one of now, and so does one that is stored already.
+# No ON CONFLICT DO UPDATE: it needs the key, which a foreign table or a partitioned one does not have.
+UPSERT_HEARTBEATS = """
+with beats (host, heartbeat_at) as (values %s), updated as (
+    update heartbeats as stored set heartbeat_at = beats.heartbeat_at, recorded_at = default from beats
+    where stored.host = beats.host and (stored.heartbeat_at < beats.heartbeat_at or stored.heartbeat_at > now())
+) insert into heartbeats (host, heartbeat_at) select host, heartbeat_at from beats on conflict do nothing"""
+HEARTBEAT = "(%s, least(%s, now()))"
+# Moves the offsets on only from where this consumer left them: not where the database was restored from a backup, or
 # another consumer has these partitions now.
-ADVANCE = """
+COMPARE_AND_SET_OFFSETS = """
 update consumed_offsets as stored set next_offset = batch.next_offset
-from (values %s) as batch (consumer_group, topic, partition, left_at, next_offset)
-where stored.consumer_group = batch.consumer_group and stored.topic = batch.topic
-and stored.partition = batch.partition and stored.next_offset = batch.left_at"""
-BEGIN_AT = """
-insert into consumed_offsets (consumer_group, topic, partition, next_offset) values %s on conflict do nothing"""
-NEXT_OFFSETS = "select partition, next_offset from consumed_offsets where consumer_group = %s and topic = %s"
-# A topic that was made anew counts from 0 again: what was rejected at these offsets before keeps its row.
-FORGET = "delete from consumed_offsets where consumer_group = %s and topic = %s and partition = %s"
-RENAME_REJECTED = """
-update rejected_messages set topic = topic || ' before ' || now() where topic = %s and partition = %s"""
+from (values %s) as batch (consumer_group, topic_id, partition, expected_offset, next_offset)
+where stored.consumer_group = batch.consumer_group and stored.topic_id = batch.topic_id
+and stored.partition = batch.partition and stored.next_offset = batch.expected_offset"""
+OFFSETS = "(%s, %s::uuid, %s, %s::bigint, %s::bigint)"
+# With its commit in one message: a client that goes silent can't leave a row behind for which all others wait. And
+# without ON CONFLICT alone, which would wait for whoever moves the row that is there.
+INSERT_INITIAL_OFFSETS = """
+insert into consumed_offsets (consumer_group, topic_id, partition, topic, next_offset)
+select * from (values %s) as new (consumer_group, topic_id, partition, topic, next_offset) where not exists (
+    select from consumed_offsets as stored where stored.consumer_group = new.consumer_group
+    and stored.topic_id = new.topic_id and stored.partition = new.partition
+) on conflict do nothing; commit"""
+INITIAL_OFFSETS = "(%s, %s::uuid, %s, %s, %s::bigint)"
+NEXT_OFFSETS = "select partition, next_offset from consumed_offsets where consumer_group = %s and topic_id = %s::uuid"
+
+# Data and constraints (SQLSTATE classes 22 and 23), what a trigger raises, an index that is too small for the text.
+ROW_ERRORS = (psycopg2.DataError, psycopg2.IntegrityError, psycopg2.errors.RaiseException,
+              psycopg2.errors.ProgramLimitExceeded)  # fmt: skip
 
 
-class Moved(Exception):
+class OffsetConflict(Exception):
     """The offsets in the database are not where this consumer left them."""
 
 
-class Progress(io.BytesIO):
-    """What COPY reads; each piece that the connection took is told."""
+class BatchTimeout(psycopg2.OperationalError):
+    """A batch did not go through in time: a smaller one may."""
 
-    def __init__(self, data: bytes, told: Callable[[], None]) -> None:
+
+class Progress(io.BytesIO):
+    """What COPY reads; calls back for each piece that the connection accepted."""
+
+    def __init__(self, data: bytes, accepted: Callable[[], None]) -> None:
         super().__init__(data)
-        self.told = told
+        self.accepted = accepted
 
     def read(self, size: int | None = -1) -> bytes:
-        self.told()
+        self.accepted()
         return super().read(size)
 
 
 class Database:
-    """PostgreSQL, one connection for each call. A call runs in a thread of its own; cut() ends one that hangs.
+    """PostgreSQL, one connection for each call. A call runs in a thread of its own; who watches it looks at `deadline`.
 
     Every method raises psycopg2.Error when the database refuses or does not answer: then nothing was changed.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any], group: str, topic: str) -> None:
-        self.url, self.options, self.group, self.topic = url, options, group, topic
-        self.current: Any = None
-        self.deadline = math.inf
-        self.was_cut = False
-        self.doubtful = True  # the tables may be missing, and a forsaken backend may hold locks
+        # Whatever PGCLIENTENCODING or the role say: what COPY gets is UTF-8.
+        self.url, self.options = url, {**options, "client_encoding": "UTF8"}
+        self.group, self.topic = group, topic
+        self.connection: Any = None
+        self.deadline = math.inf  # time.monotonic() at which the connection counts as dead
+        self.aborted = False
+        self.sending = False  # the batch's own statements have begun
+        self.needs_setup = True  # tables may be missing
+        self.waited_for: tuple[str, list[int]] | None = None  # topic id, partitions: a lock was not given up in time
+        self.left_out: set[str] = set()  # hosts whose heartbeats can't be stored
+        self.impossible: set[str] = set()  # indexes and the view that this user can't create: tried and logged once
 
     @contextlib.contextmanager
-    def cursor(self) -> Iterator[Any]:
+    def transaction(self) -> Iterator[Any]:
         """A cursor in a transaction of its own connection; without a commit inside, closing it rolls back."""
-        self.wait_for()
-        self.was_cut = False
-        connection = psycopg2.connect(self.url, **self.options)
+        self.aborted = self.sending = False
+        self.extend_deadline()
+        connection = None
         try:
-            self.current, connection.autocommit = connection, True  # begin and commit are in our own statements
+            connection = self.connection = psycopg2.connect(self.url, **self.options)
+            connection.autocommit = True  # begin and commit are in our own statements
             with connection.cursor() as cursor:
-                if self.doubtful:
-                    cursor.execute(END_FORSAKEN)
-                    self.make_tables(cursor)
-                cursor.execute(BEGIN)
-                self.wait_for()
+                if self.needs_setup:
+                    self.set_up(cursor)
+                self.begin(cursor)
                 yield cursor
-                self.doubtful = False
+                self.needs_setup = False
         except psycopg2.Error as error:
-            self.doubtful = True
-            if self.was_cut:
-                raise psycopg2.OperationalError(f"no answer for {SILENCE_SECONDS:.0f} seconds") from error
+            self.needs_setup = True
+            text = f"no answer for {DATABASE_STALL_SECONDS:.0f} seconds" if self.aborted else first_line(error)
+            lost = error.pgcode is None and connection is not None and connection.closed
+            if self.sending and (self.aborted or lost or error.pgcode in TOO_SLOW):
+                raise BatchTimeout(text) from error
+            if self.aborted:
+                raise psycopg2.OperationalError(text) from error
             raise
         finally:
-            self.current, self.deadline = None, math.inf
-            connection.close()
+            self.connection, self.deadline = None, math.inf
+            if connection is not None:
+                connection.close()
 
-    def wait_for(self, seconds: float = SILENCE_SECONDS) -> None:
+    def begin(self, cursor: Any) -> None:
+        cursor.execute(BEGIN_17 if cursor.connection.info.server_version >= 170000 else BEGIN)
+
+    def extend_deadline(self, seconds: float = DATABASE_STALL_SECONDS) -> None:
         """The next step may take so long before its connection counts as dead."""
         self.deadline = time.monotonic() + seconds
 
-    def cut(self) -> None:
-        """Shut the connection's socket: the thread that waits for it gets an OperationalError at once."""
-        self.was_cut, self.deadline = True, math.inf
+    def abort_connection(self) -> None:
+        """Shut the connection's socket down: the thread that waits for it gets an OperationalError at once."""
+        self.aborted, self.deadline = True, math.inf
         with (
             contextlib.suppress(OSError, AttributeError, psycopg2.Error),
-            socket.socket(fileno=os.dup(self.current.fileno())) as connected,
+            socket.socket(fileno=os.dup(self.connection.fileno())) as connected,
         ):
             connected.shutdown(socket.SHUT_RDWR)
 
-    def make_tables(self, cursor: Any) -> None:
-        """Make what is missing. InsufficientPrivilege names it when there is no right to."""
-        self.wait_for(SETUP_SECONDS)
-        if not missing_tables(cursor):
-            return
-        cursor.execute("begin; select pg_advisory_xact_lock(hashtext('eventKafkaPostgres'))")  # one consumer at a time
-        missing = missing_tables(cursor)
-        try:
-            for name in missing:
-                cursor.execute(TABLES[name])
-            cursor.execute("commit")
-        except psycopg2.errors.InsufficientPrivilege as error:
-            raise psycopg2.errors.InsufficientPrivilege(
-                f"there is no {', no '.join(missing)}, and no right to create it: {first_line(error)}"
-            ) from error
+    def set_up(self, cursor: Any) -> None:
+        """End whoever holds a lock that was waited for; create what is missing."""
+        self.begin(cursor)
+        missing = missing_relations(cursor)
+        tables = [name for name in missing if name in TABLES]
+        waited_for, self.waited_for = self.waited_for, None
+        if tables:
+            create_tables(cursor, tables)
+        elif waited_for:
+            cursor.execute(TERMINATE_STALE_BACKENDS, (self.group, *waited_for, list(TABLES)))
+        for name in missing:
+            if name not in TABLES and name not in self.impossible:
+                seconds = DATABASE_STALL_SECONDS if tables else SETUP_SECONDS  # an index on many rows takes its time
+                self.extend_deadline(seconds)
+                if not create_if_allowed(cursor, name, seconds):
+                    self.impossible.add(name)
+                self.extend_deadline()
+        cursor.execute("commit")
 
-    def next_offsets(self) -> dict[int, int]:
-        """The next offset of each partition, as it was stored with the rows."""
-        with self.cursor() as cursor:
-            cursor.execute(NEXT_OFFSETS, (self.group, self.topic))
+    def next_offsets(self, topic_id: UUID, begins: Mapping[int, int] = MappingProxyType({})) -> dict[int, int]:
+        """The next offset of each partition, as it was stored with the rows; those not known yet begin at `begins`."""
+        with self.transaction() as cursor:
+            if begins:
+                rows = [
+                    (self.group, str(topic_id), partition, self.topic, begin) for partition, begin in begins.items()
+                ]
+                psycopg2.extras.execute_values(cursor, INSERT_INITIAL_OFFSETS, rows, INITIAL_OFFSETS, len(rows))
+            cursor.execute(NEXT_OFFSETS, (self.group, str(topic_id)))
             return dict(cursor.fetchall())
 
-    def forget(self, partitions: Sequence[int]) -> None:
-        """Begin partitions of a topic that was made anew at its start."""
-        with self.cursor() as cursor:
-            for partition in partitions:
-                cursor.execute(FORGET, (self.group, self.topic, partition))
-                cursor.execute(RENAME_REJECTED, (self.topic, partition))
-            cursor.execute("commit")
+    def record(self, batch: Batch) -> list[tuple[Any, str]]:
+        """Store a batch and its offsets in one transaction; the records that were rejected, with the reason.
 
-    def record(self, batch: Batch) -> int:
-        """Store a batch and its offsets in one transaction; how many messages were rejected.
-
-        Moved when the offsets are not where this consumer left them.
+        OffsetConflict when the offsets are not where this consumer left them; BatchTimeout when it took too long.
         """
-        rejected = batch.rejected
-        with self.cursor() as cursor:
+        with self.transaction() as cursor:
             try:
-                self.advance(cursor, batch)
-                self.copy(cursor, COPY, [line for _, line in batch.rows])
-            except DATA_ERRORS:
-                cursor.execute(f"rollback; {BEGIN}; {TEMPORARY}")
-                self.advance(cursor, batch)
-                rejected = rejected + self.merge(cursor, batch.rows)
-            if rejected:
-                values = [(r.topic, r.partition, r.offset, r.key, r.value, reason) for r, reason in rejected]
-                psycopg2.extras.execute_values(cursor, REJECT, values)
-            if batch.heartbeats:
-                psycopg2.extras.execute_values(cursor, BEATEN, sorted(batch.heartbeats.items()))
-            self.wait_for()
+                rejected = self.store(cursor, batch)
+            except psycopg2.errors.LockNotAvailable:
+                self.waited_for = str(batch.topic_id), [at.partition for at in batch.next_offsets]
+                raise
+            self.extend_deadline()
             cursor.execute("commit")
-        return len(rejected)
+        return rejected
 
-    def advance(self, cursor: Any, batch: Batch) -> None:
-        """Move the offsets on, and hold them until the end of the transaction."""
-        offsets = [
-            (self.group, self.topic, at.partition, batch.expected_offsets[at], n)
-            for at, n in batch.next_offsets.items()
-        ]
-        known = [row for row in offsets if row[3] is not None]
-        new = [(*row[:3], row[4]) for row in offsets if row[3] is None]
-        for statement, rows in ((ADVANCE, known), (BEGIN_AT, new)):
-            if rows:
-                psycopg2.extras.execute_values(cursor, statement, rows, page_size=len(rows))
-                if cursor.rowcount != len(rows):
-                    raise Moved
-
-    def copy(self, cursor: Any, statement: str, lines: Sequence[str]) -> None:
-        cursor.copy_expert(statement, Progress("".join(lines).encode(), self.wait_for), size=1 << 18)
-
-    def merge(self, cursor: Any, rows: Sequence[tuple[Any, str]]) -> list[tuple[Any, str]]:
-        """Add the rows that are not there yet; those that PostgreSQL refuses are returned, with the reason."""
-        lines = [f"{line[:-1]}\t{n}\n" for n, (_, line) in enumerate(rows)]
-        refused, begin = [], 0
-        while begin < len(lines):  # what no column takes: COPY tells the line
-            cursor.execute("savepoint part")
-            try:
-                self.copy(cursor, COPY_TEMPORARY, lines[begin:])
-                break
-            except DATA_ERRORS as error:
-                cursor.execute("rollback to savepoint part")
-                told = re.match(r"COPY batch\D+(\d+)", error.diag.context or "")
-                if not told:
-                    raise
-                bad = begin + int(told[1]) - 1
-                self.copy(cursor, COPY_TEMPORARY, lines[begin:bad])
-                cursor.execute("release savepoint part")
-                refused.append((rows[bad][0], first_line(error)))
-                begin = bad + 1
-        return refused + self.insert(cursor, rows, 0, len(rows))
-
-    def insert(self, cursor: Any, rows: Sequence[tuple[Any, str]], low: int, high: int) -> list[tuple[Any, str]]:
-        """Merge rows[low:high], halving until a row that a constraint of the table refuses is alone."""
-        self.wait_for()
-        cursor.execute("savepoint part")
+    def store(self, cursor: Any, batch: Batch) -> list[tuple[Any, str]]:
+        """Everything of a batch, less the commit; what is rejected."""
+        self.move_offsets(cursor, batch)
+        self.sending = True
+        rejected = list(batch.rejected)
         try:
-            cursor.execute(f"{MERGE}; release savepoint part", (low, high))
-            return []
-        except DATA_ERRORS as error:
-            cursor.execute("rollback to savepoint part; release savepoint part")
-            if high - low == 1:
-                return [(rows[low][0], first_line(error))]
-        middle = (low + high) // 2
-        return self.insert(cursor, rows, low, middle) + self.insert(cursor, rows, middle, high)
+            copy(cursor, batch, self.extend_deadline)
+        except psycopg2.Error as error:
+            if is_servers_fault(error):
+                raise
+            cursor.execute("rollback")
+            self.begin(cursor)
+            self.move_offsets(cursor, batch)
+            rejected += CarefulInsert(cursor, self.extend_deadline).run(batch.rows)
+        self.extend_deadline()
+        if rejected:
+            insert_rejected(cursor, batch.topic_id, rejected)
+        if batch.heartbeats:
+            upsert_heartbeats(cursor, batch.heartbeats, self.left_out)
+        return rejected
+
+    def move_offsets(self, cursor: Any, batch: Batch) -> None:
+        """Move the offsets on, and hold them until the end of the transaction."""
+        rows = [
+            (self.group, str(batch.topic_id), at.partition, batch.expected_offsets[at], next_offset)
+            for at, next_offset in batch.next_offsets.items()
+        ]
+        psycopg2.extras.execute_values(cursor, COMPARE_AND_SET_OFFSETS, rows, OFFSETS, page_size=len(rows))
+        if cursor.rowcount != len(rows):
+            raise OffsetConflict
 
 
-def missing_tables(cursor: Any) -> list[str]:
-    """The names in TABLES that the database does not have."""
-    cursor.execute(MISSING, (list(TABLES),))
-    return [name for (name,) in cursor.fetchall()]
+def copy(cursor: Any, batch: Batch, progress: Callable[[], None]) -> None:
+    """All rows at once: none is there when one is refused."""
+    if batch.rows:
+        lines = "".join([line for _, line in batch.rows])
+        cursor.copy_expert(COPY, Progress(lines.encode(), progress), size=COPY_BYTES)
+
+
+def insert_rejected(cursor: Any, topic_id: UUID, rejected: Sequence[tuple[Any, str]]) -> None:
+    """What can't be stored as a warning. The reason may hold characters that the database has no code for."""
+    encoding = cursor.connection.info.parameter_status("server_encoding")
+    codec = psycopg2.extensions.encodings.get(encoding, "ascii")
+    rows = [
+        (str(topic_id), record.partition, record.offset, record.topic, record.key, record.value,
+         reason.replace("\0", "").encode(codec, "backslashreplace").decode(codec))
+        for record, reason in rejected
+    ]  # fmt: skip
+    psycopg2.extras.execute_values(cursor, INSERT_REJECTED, rows, page_size=1000)
+
+
+def upsert_heartbeats(cursor: Any, heartbeats: Mapping[str, datetime], left_out: set[str]) -> None:
+    """When hosts were heard of last. A host that can't be stored is left out, and logged once."""
+
+    def upsert(beats: Sequence[tuple[str, datetime]]) -> None:
+        psycopg2.extras.execute_values(cursor, UPSERT_HEARTBEATS, beats, HEARTBEAT, page_size=len(beats))
+
+    def leave_out(beat: tuple[str, datetime], error: psycopg2.Error) -> None:
+        if not isinstance(error, ROW_ERRORS):
+            raise error
+        if beat[0] not in left_out:
+            left_out.add(beat[0])
+            logger.warning("the heartbeats of %s can't be stored: %s", ascii(beat[0]), first_line(error))
+
+    cursor.execute("savepoint part")
+    insert_halving(cursor, sorted(heartbeats.items()), upsert, leave_out)

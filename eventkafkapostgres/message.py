@@ -220,7 +220,7 @@ class Batch:
 
     topic_id: UUID
     records: Sequence[Any]  # kafka-python's, as they were read: those of a partition in order
-    expected_offsets: Mapping[TopicPartition, int | None]  # what consumed_offsets says before; None: it has no row
+    expected_offsets: Mapping[TopicPartition, int]  # what consumed_offsets says before
     next_offsets: dict[TopicPartition, int]  # what it says afterwards
     rows: list[tuple[Any, str]] = field(default_factory=list)  # record, and its line for COPY
     rejected: list[tuple[Any, str]] = field(default_factory=list)  # record, and the reason
@@ -234,10 +234,10 @@ class Batch:
         return first, second
 
 
-def parse(records: Sequence[Any], topic_id: UUID, expected_offsets: Mapping[TopicPartition, int | None]) -> Batch:
+def parse(records: Sequence[Any], topic_id: UUID, expected_offsets: Mapping[TopicPartition, int]) -> Batch:
     """A batch of any records; what can't be a row is in it with the reason. Never an error."""
     next_offsets = {TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
-    expected_offsets = {at: expected_offsets.get(at) for at in next_offsets}
+    expected_offsets = {at: expected_offsets[at] for at in next_offsets}
     batch = Batch(topic_id, records, expected_offsets, next_offsets)
     for record in records:
         try:

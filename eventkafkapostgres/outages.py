@@ -14,15 +14,22 @@ logger = logging.getLogger(__name__)
 class Outage:
     """Says once, with its cause, that something is away, and once that it is back."""
 
-    def __init__(self, name: str, logger: logging.Logger) -> None:
-        self.name, self.logger = name, logger
+    def __init__(self, name: str, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name, self.logger, self.clock = name, logger, clock
+        self.began_at = 0.0
         self.causes: list[str] = []  # what was said of the outage that is going on; empty when there is none
 
     def begin(self, cause: str) -> None:
         """It is away: say so, unless this cause was said already."""
+        if not self.causes:
+            self.began_at = self.clock()
         if cause not in self.causes:
             self.causes.append(cause)
             self.logger.warning("%s: %s; trying again", self.name, cause)
+
+    def seconds(self) -> float:
+        """For how long it has been away."""
+        return self.clock() - self.began_at if self.causes else 0.0
 
     def end(self) -> None:
         """It works."""

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from databases import Own, new_database, postgres_alone
 from pipeline import Pipeline, new_pipeline
 
-from servers import HOST, Servers, record_aot_cache, servers
+from servers import HOST, Postgres, Servers, record_aot_cache, servers
 
 FIGURES = pytest.StashKey[list[str]]()
 
@@ -35,6 +36,20 @@ def guarded(fast_kafka: None) -> Iterator[Servers]:
         started.kafka.allow("service", "ALL", topic="*")
         started.kafka.allow("service", "ALL", group="*")
         yield started
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """PostgreSQL without Kafka, once per run, for the tests that need no more."""
+    with postgres_alone() as started:
+        yield started
+
+
+@pytest.fixture
+def own(postgres_server: Postgres) -> Iterator[Own]:
+    """A database for this test alone, with nothing in it."""
+    with new_database(postgres_server) as made:
+        yield made
 
 
 class traffic:

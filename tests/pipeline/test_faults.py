@@ -240,7 +240,7 @@ def test_a_topic_that_is_made_anew_is_read_from_its_start(pipeline: Pipeline, ru
     if not runs:
         consumer = pipeline.consumer()
     pipeline.has_rows(60)
-    assert consumer.says("made anew")
+    assert consumer.says("created again")
     pipeline.send(warnings(10))
     pipeline.has_rows(70)
     assert consumer.stop() == 0

@@ -9,8 +9,7 @@ from kafka.errors import (
 
 import kconsumer
 from eventkafkapostgres import checks, console
-from eventkafkapostgres.database import TABLES
-from eventkafkapostgres.recorder import Recorder
+from eventkafkapostgres.schema import STATEMENTS
 from kconsumer import main
 
 # The command line
@@ -60,10 +59,10 @@ def test_a_wrong_argument_ends_with_status_2_and_one_line(environ, capsys, argv,
 def never_runs(environ):
     """Where nothing was found wrong, the test fails instead of looking for servers."""
 
-    def run(recorder):
+    def record_warnings(recorder, stop):
         raise AssertionError("it started")
 
-    environ.setattr(Recorder, "run", run)
+    environ.setattr(kconsumer, "record_warnings", record_warnings)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +92,7 @@ def test_a_wrong_environment_ends_with_status_2_and_one_line(environ, capsys, na
 
 def test_a_setting_that_only_the_producer_knows_is_accepted(environ):
     ran = []
-    environ.setattr(Recorder, "run", lambda recorder: ran.append(recorder) or 0)
+    environ.setattr(kconsumer, "record_warnings", lambda recorder, stop: ran.append(recorder))
     environ.setenv("KAFKA_LINGER_MS", "5")
     assert main([]) == 0
     assert len(ran) == 1
@@ -124,7 +123,7 @@ def test_the_check_says_how_far_the_clock_is_from_the_servers(database, monkeypa
     connection.info = create_autospec(psycopg2.extensions.ConnectionInfo, instance=True, server_version=180001)
     cursor = connection.cursor.return_value
     cursor.fetchone.side_effect = [(1e9 + ahead, 50), (True, True)]
-    cursor.fetchall.return_value = [(name,) for name in TABLES]
+    cursor.fetchall.return_value = [(name,) for name in STATEMENTS]
     database.url, database.options = "", {}
     monkeypatch.setattr(psycopg2, "connect", lambda url, **options: connection)
     monkeypatch.setattr(checks.time, "time", lambda: 1e9)

@@ -1,675 +1,561 @@
-import json
-import threading
-from concurrent.futures import wait
-from itertools import count, pairwise
-from unittest.mock import create_autospec
+import logging
+from itertools import pairwise
 
+import hypothesis.strategies as st
 import psycopg2
 import pytest
-from kafka import KafkaConsumer, TopicPartition
-from kafka.consumer.fetcher import ConsumerRecord
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from kafka.errors import (
     CommitFailedError,
     GroupAuthorizationFailedError,
     KafkaConnectionError,
     KafkaTimeoutError,
-    NoOffsetForPartitionError,
-    OffsetOutOfRangeError,
     SaslAuthenticationFailedError,
+    UnsupportedCodecError,
 )
-from kafka.future import Future
-from kafka.structs import OffsetAndMetadata
+from kafka.structs import MemberState
+from world import World, check_signatures, partition
 
-from eventkafkapostgres.database import Moved
-from eventkafkapostgres.message import FIELDS
-from eventkafkapostgres.outages import KafkaLog
-from eventkafkapostgres.recorder import IDLE_SECONDS, LOG_SECONDS, STUCK_SECONDS, Recorder
-
-GOOD = {
-    "event_id": "01a20b20-7007-7b5a-b044-fec6a3afb754",
-    "observed_at": "2026-11-23T16:22:04.796005+00:00",
-    "seconds": 1.000213,
-    "episode_started_at": "2026-11-23T16:21:58.795911+00:00",
-    "host": "web-1",
-    "interfaces": ["eth0"],
-    "bytes_sent_per_second": 812345.6,
-    "bytes_received_per_second": 3120456.1,
-    "bytes_per_second": 3932801.7,
-    "limit_bytes_per_second": 1000000.0,
-    "message": "Bandwidth exceeded on web-1: 3.93 MB/s is over the limit of 1.00 MB/s",
-}
-
-
-NUMBERS = tuple(FIELDS)[4:8]
-
-
-def good(**changed):
-    """A message with some fields changed, as json.dumps() writes it. A field that is ... is left out."""
-    return json.dumps({name: value for name, value in (GOOD | changed).items() if value is not ...}).encode()
-
-
-AT, NEXT = TopicPartition("warnings", 0), TopicPartition("warnings", 1)
-
-
-def record(value, offset=0, partition=0, key=b"web-1"):
-    size = len(value or b"")
-    return ConsumerRecord("warnings", partition, -1, offset, 1795450924796, 0, key, value, [], None, 5, size, -1)
-
-
-# The recorder
-
-
-class Kafka:
-    """A KafkaConsumer with its real interface, whose polls are played from a list; an empty one takes its time."""
-
-    def __init__(self, clock):
-        self.clock = clock
-        self.client = create_autospec(KafkaConsumer, instance=True)
-        self.client.poll.side_effect = self.poll
-        self.client.subscribe.side_effect = self.subscribe
-        self.client.assignment.side_effect = lambda: set(self.assigned)
-        self.client.paused.side_effect = lambda: set(self.paused)
-        self.client.pause.side_effect = lambda *partitions: self.paused.update(partitions)
-        self.client.resume.side_effect = lambda *partitions: self.paused.difference_update(partitions)
-        self.client.seek.side_effect = self.seek
-        self.client.position.side_effect = lambda partition, timeout_ms=None: self.positions[partition]
-        self.client.beginning_offsets.side_effect = lambda at, timeout_ms=None: {one: self.begins[one] for one in at}
-        self.client.end_offsets.side_effect = lambda at, timeout_ms=None: {one: self.ends[one] for one in at}
-        self.client.partitions_for_topic.side_effect = lambda topic: {one.partition for one in self.ends}
-        self.client.highwater.side_effect = lambda partition: self.ends[partition]
-        self.assigned = set()
-        self.paused = set()
-        self.positions = {}
-        self.begins, self.ends = {AT: 0, NEXT: 0}, {AT: 100, NEXT: 100}
-        self.script = []  # what the next polls do: return, raise, or call
-        self.seeks = []
-
-    def seek(self, partition, offset):
-        assert partition in self.assigned
-        self.positions[partition] = offset
-        self.seeks.append((partition, offset))
-
-    def subscribe(self, topics=(), pattern=None, listener=None):
-        self.listener = listener
-
-    def assign(self, *partitions):
-        """What kafka-python's thread does in a rebalance."""
-        self.listener.on_partitions_revoked(self.assigned)
-        self.assigned = set(partitions)
-        self.paused = set()
-        self.listener.on_partitions_assigned(self.assigned)
-
-    def poll(self, timeout_ms=0, max_records=None, update_offsets=True):
-        doing = self.script.pop(0) if self.script else {}
-        if isinstance(doing, Exception):
-            raise doing
-        if callable(doing):
-            doing = doing() or {}
-        if not doing:
-            self.clock.now += timeout_ms / 1000
-        for partition, records in doing.items():
-            assert partition not in self.paused
-            self.positions[partition] = records[-1].offset + 1
-        return doing
-
-    def committed(self):
-        """What commit_async was called with, as {partition: offset}."""
-        calls = self.client.commit_async.call_args_list
-        assert all(type(one) is OffsetAndMetadata for call in calls for one in call.args[0].values())
-        return [{partition: one.offset for partition, one in call.args[0].items()} for call in calls]
+from eventkafkapostgres.calls import RETRY_SECONDS, Interrupted
+from eventkafkapostgres.group import UNSTABLE_SECONDS
+from eventkafkapostgres.reader import GIVE_UP_SECONDS, RECREATE_CONSUMER_SECONDS, State
 
 
 @pytest.fixture
-def kafka(clock):
-    return Kafka(clock)
-
-
-class Held:
-    """A call of the database that lasts until it is let go."""
-
-    def __init__(self, result):
-        self.result = result
-        self.called, self.go = threading.Event(), threading.Event()
-
-    def __call__(self, *arguments):
-        self.called.set()
-        assert self.go.wait(60)
-        return self.result
+def world():
+    """Two partitions with messages; the group gives both to us in the first moment."""
+    made = World()
+    made.produce(0, 5)
+    made.produce(1, 3)
+    made.events.append(lambda: made.consumer.give(0, 1))
+    return made
 
 
 @pytest.fixture
-def hold():
-    """Make a method of the database one that is held; all are let go at the end."""
-    made = []
-
-    def hold(method, result):
-        made.append(Held(result))
-        method.side_effect = made[-1]
-        return made[-1]
-
-    yield hold
-    for held in made:
-        held.go.set()
+def until_empty():
+    made = World(until_empty=True)
+    made.produce(0, 5)
+    made.produce(1, 3)
+    made.events.append(lambda: made.consumer.give(0, 1))
+    return made
 
 
-@pytest.fixture
-def make_recorder(kafka, database, clock, stop, hold):
-    made = []
-
-    def make(until_empty=False):
-        log = KafkaLog(clock)
-        recorder = Recorder(lambda: kafka.client, database, log, "warnings", until_empty, stop, clock=clock)
-        made.append(recorder)
-        return recorder
-
-    yield make
-    for recorder in made:
-        recorder.pool.shutdown(wait=False)
+def texts(caplog, level=logging.WARNING):
+    return [record.getMessage() for record in caplog.records if record.levelno >= level]
 
 
-def step(recorder, times=1):
-    """A round of the loop as run() makes it, after the database has done what it was doing."""
-    for _ in range(times):
-        if recorder.job:
-            wait([recorder.job])
-        recorder.step()
+def test_the_fakes_have_the_interface_of_the_real_ones():
+    check_signatures()
 
 
-@pytest.fixture
-def recorder(make_recorder, kafka):
-    """One that reads partition 0 from where the database says."""
-    ready = make_recorder()
-    joins(ready, kafka)
-    return ready
+# Reading and recording
 
 
-def joins(recorder, kafka, *partitions):
-    kafka.script.append(lambda: kafka.assign(*(partitions or [AT])))
-    step(recorder, 3)  # joins; asks the database; seeks, and reads nothing yet
-    assert recorder.sought
+def test_everything_is_recorded_and_shown_to_kafka(world):
+    world.run(5)
+    assert world.missing() == []
+    assert world.database.offsets == {(world.topic.id, 0): 5, (world.topic.id, 1): 3}
+    assert {at: n for commits in world.consumer.commits for at, n in commits.items()} == {
+        partition(0): 5, partition(1): 3
+    }  # fmt: skip
 
 
-def messages(first, last, partition=AT):
-    return {partition: [record(good(), offset, partition.partition) for offset in range(first, last)]}
+def test_reading_begins_where_the_database_says(world):
+    world.database.offsets[world.topic.id, 0] = 4
+    world.topic.begins[1] = 7  # offsets before these were deleted before the first run
+    world.run(5)
+    assert len(world.database.rows) == 1 + 3
+    assert world.database.offsets == {(world.topic.id, 0): 5, (world.topic.id, 1): 10}
 
 
-def recorded(database):
-    """What Database.record was called with, as {partition: next offset}."""
-    return [call.args[0].next_offsets for call in database.record.call_args_list]
+def test_nothing_is_read_while_the_database_is_asked(world):
+    world.delays.append(6)
+    read = []
+    for _ in range(6):
+        world.events.append(lambda: read.append(world.consumer.assigned - world.consumer.stopped))
+    world.run(2)
+    assert read[1:] == [set()] * 5
+    world.run(5)
+    assert world.missing() == []
 
 
-def test_reading_starts_where_the_database_says(recorder, kafka):
-    assert kafka.seeks[-1] == (AT, 40)
-    assert kafka.paused == set()
+def test_the_next_batch_is_read_while_one_is_being_recorded_and_no_more(world):
+    world.most_records = 1
+    world.delays.extend([0, 9])  # the question is answered at once, the first batch later
+    seen = []
+    for _ in range(12):
+        world.events.append(lambda: seen.append((bool(world.executor.waiting), dict(world.consumer.positions))))
+    world.run(30)
+    two_polls = {partition(0): 2, partition(1): 2}  # of one message of each partition
+    assert [positions for waits, positions in seen if waits][-1] == two_polls
+    assert world.missing() == []
 
 
-def test_a_partition_that_the_database_does_not_know_is_read_from_its_start(make_recorder, kafka):
-    kafka.begins[NEXT] = 7
-    joins(make_recorder(), kafka, AT, NEXT)
-    assert kafka.seeks[-2:] == [(AT, 40), (NEXT, 7)]
+def test_a_batch_that_was_refused_is_tried_again_and_no_offset_moves_before(world, caplog):
+    world.database.moods.extend(["well", "refuses", "refuses", "refuses"])
+    world.run(60)
+    assert world.missing() == []
+    assert texts(caplog) == ["PostgreSQL: connection refused; trying again"]
 
 
-def test_nothing_is_read_before_the_database_has_said_where(hold, make_recorder, kafka, database):
-    held = hold(database.next_offsets, {0: 40})
-    recorder = make_recorder()
-    kafka.script.append(lambda: kafka.assign(AT))
-    recorder.step()
-    recorder.step()
-    assert kafka.paused == {AT}
-    assert not recorder.sought
-    held.go.set()
-    step(recorder)
-    assert kafka.seeks[-1] == (AT, 40)
+def test_the_pause_holds_for_questions_as_for_batches(world):
+    calls = []
+
+    def refuse(topic_id, begins):
+        calls.append(world.clock.now)
+        raise psycopg2.OperationalError
+
+    world.database.next_offsets = refuse
+    world.run(600)
+    pauses = [later - earlier for earlier, later in pairwise(calls)]
+    assert min(pauses[3:]) >= RETRY_SECONDS[1]
+    assert len(calls) < 600 / RETRY_SECONDS[1] + 5
 
 
-def test_offsets_go_to_kafka_only_after_the_database_has_recorded(hold, recorder, kafka, database):
-    held = hold(database.record, 0)
-    kafka.script.append(messages(40, 43))
-    step(recorder)  # reads
-    recorder.step()  # gives the batch to the database
-    assert held.called.wait(60)
-    recorder.step()  # reads on meanwhile
-    assert recorded(database) == [{AT: 43}]
-    assert kafka.committed() == []
-    held.go.set()
-    step(recorder)
-    assert kafka.committed() == [{AT: 43}]
-    assert recorder.recorded == 3
+def test_what_was_committed_though_the_answer_was_lost_is_not_recorded_twice(world, caplog):
+    world.database.moods.extend(["well", "answer is lost"])
+    world.run(60)
+    assert world.missing() == []
+    assert sum(world.database.batches) == 8
+    assert "the database's offsets are not where they were left: reading on from where they are" in texts(caplog)
 
 
-def test_a_batch_that_the_database_refused_is_kept_and_tried_again_and_no_offset_moves(
-    recorder, kafka, database, stop, caplog
-):
-    database.record.side_effect = [psycopg2.OperationalError("connection refused")] * 3 + [0]
-    kafka.script.append(messages(40, 43))
-    step(recorder, 3)
+# A batch that does not go through in time
+
+
+def test_a_batch_that_takes_too_long_is_tried_in_halves_down_to_one_message(world):
+    world.most_in_time = 1
+    world.run(60)
+    assert world.missing() == []
+    assert world.database.batches == [1] * 8
+
+
+def test_batches_become_larger_again_when_they_go_through(world):
+    world.database.moods.extend(["well", "slow"])
+    world.run(5)
+    assert max(world.database.batches) <= 4
+    world.produce(0, 64)
+    world.run(30)
+    assert max(world.database.batches) > 8
+    assert world.missing() == []
+
+
+def test_one_message_that_takes_too_long_is_waited_for(world, caplog):
+    world.topic.logs = [world.topic.logs[0][:1], []]
+    world.database.moods.extend(["well", "slow", "slow"])
+    world.run(30)
+    assert world.missing() == []
+
+
+# Rebalances
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_what_is_in_hand_is_dropped_in_a_rebalance_and_nothing_is_lost(world, moment):
+    world.most_records = 1
+    world.delays.extend([2] * 8)
+    world.run(0.1)
+    world.events.extend([None] * moment)
+    world.events.append(lambda: world.consumer.give(0))
+    world.events.extend([None] * 5)
+    world.events.append(lambda: world.consumer.give(0, 1))
+    world.run(60)
+    assert world.missing() == []
+
+
+def test_an_answer_from_before_a_rebalance_is_dropped(world):
+    world.delays.append(3)
+
+    def other_consumer_was_faster():
+        world.database.offsets[world.topic.id, 1] = 3
+        for value in world.topic.logs[1]:
+            world.database.rows[value] = value
+        world.consumer.give(1)
+
+    world.events.extend([None, None, other_consumer_was_faster])
+    world.run(30)
+    assert world.reader.state is State.READING
+    assert world.consumer.positions == {partition(1): 3}
+
+
+def test_a_consumer_that_the_group_gives_nothing_for_25_seconds_is_replaced(world):
+    world.run(5)
+    world.consumer.state = MemberState.UNJOINED  # kafka-python lacks KAFKA-9815
+    world.run(UNSTABLE_SECONDS + 2)
+    assert len(world.consumers) == 2
+    assert world.consumers[0].closed
+    world.produce(0)
+    world.consumer.give(0, 1)
+    world.run(5)
+    assert world.missing() == []
+
+
+# Kafka's errors
+
+
+@pytest.mark.parametrize(
+    "error", [KafkaConnectionError(), KafkaTimeoutError(), CommitFailedError(), SaslAuthenticationFailedError()]
+)
+def test_what_was_read_before_an_error_is_read_again(world, error):
+    world.most_records = 1
+    world.events.extend([None, None, error])
+    world.run(2)
+    world.events.append(lambda: world.consumer.give(0, 1))
+    world.run(30)
+    assert world.missing() == []
+
+
+def test_a_refusal_that_goes_on_is_logged_once(world, caplog):
+    for _ in range(40):
+        world.events.append(GroupAuthorizationFailedError())
+    began = world.clock.now
+    while world.events:
+        world.run(1)
+    assert len(texts(caplog)) == 1
+    assert len(world.consumers) <= 1 + (world.clock.now - began) / UNSTABLE_SECONDS
+    world.consumer.give(0, 1)
+    world.run(10)
+    assert world.missing() == []
+
+
+def test_a_consumer_that_hears_nothing_asks_the_bootstrap_servers_again(world):
+    world.run(5)
+    world.seen = world.topic
+    world.topic, gone = None, world.topic  # nothing answers
+    world.run(RECREATE_CONSUMER_SECONDS + 20)
+    assert len(world.consumers) >= 2
+    world.topic = gone
+    world.produce(0)
+    world.consumer.give(0, 1)
+    world.run(60)
+    assert world.missing() == []
+
+
+def test_a_package_that_is_missing_ends_it_with_one_line(world, caplog):
+    world.run(3)
+    world.events.append(UnsupportedCodecError("libzstd"))
+    world.run(30)
+    assert world.reader.finished
+    assert world.reader.failed
+    assert len(texts(caplog)) == 1
+
+
+def test_a_partition_without_a_leader_holds_up_no_other(world, caplog):
+    world.topic.leaderless.add(1)
+    world.run(10)
+    assert [number for number, _, _ in world.missing()] == [1] * 3
+    assert texts(caplog) == ["Kafka: no leader for partition 1; trying again"]
+    world.topic.leaderless.clear()
+    world.run(10)
+    assert world.missing() == []
+
+
+# A topic that was created again, a database that was restored, retention
+
+
+@pytest.mark.parametrize("count", [2, 30])
+def test_a_topic_that_was_created_again_is_read_from_its_start_however_much_it_holds(world, caplog, count):
+    world.run(5)
+    world.recreate(2)
+    world.produce(0, count)
+    world.produce(1, count)
+    world.events.append(world.see)
+    world.run(20)
+    assert world.missing() == []
+    assert "topic warnings was deleted and created again: all of it is read" in texts(caplog)
+
+
+def test_offsets_of_the_old_topic_are_not_committed_for_the_new_one(world):
+    world.run(5)
+    world.consumer.commits.clear()
+    world.recreate(2)
+    world.events.append(world.see)
+    world.run(70)
+    world.recorder.close()
+    assert all(offset == 0 for commits in world.consumer.commits for offset in commits.values())
+
+
+def test_a_database_that_was_restored_is_filled_up_again(world, caplog):
+    backup = world.snapshot()
+    world.run(5)
+    world.restore(backup)
+    world.run(70)
+    assert world.missing() == []
+    assert "the database's offsets are not where they were left: reading on from where they are" in texts(caplog)
+
+
+def test_a_database_that_is_as_it_was_left_is_not_read_into_again(world, caplog):
     for _ in range(100):
-        assert kafka.committed() == []
-        step(recorder)
-        if recorder.recorded:
-            break
-    assert recorded(database) == [{AT: 43}] * 4
-    assert kafka.committed() == [{AT: 43}]
-    assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == [
-        "PostgreSQL: connection refused; trying again",
-        "PostgreSQL: works again",
+        world.events.extend([None, lambda: world.produce(0)])
+        world.run(1.5)
+    assert texts(caplog) == []
+    assert sum(world.database.batches) == len(world.topic.logs[0]) + 3
+
+
+def test_what_retention_deleted_unread_is_logged_and_the_rest_is_recorded(world, caplog):
+    world.run(5)
+    world.consumer.give()
+    world.run(2)
+    world.produce(0, 5)
+    world.retain(0, 8)
+    world.consumer.give(0, 1)
+    world.run(5)
+    assert world.missing() == []
+    assert texts(caplog) == ["warnings/0: offsets 5 to 7 are lost: Kafka's retention deleted them unread"]
+
+
+def test_messages_that_kafka_lost_are_logged_and_what_came_after_them_is_recorded(world, caplog):
+    world.run(5)
+    del world.topic.logs[0][2:]
+    world.produce(0, 1)
+    world.run(20)
+    assert world.missing() == []
+    assert any("Kafka lost messages" in text for text in texts(caplog))
+
+
+def test_what_can_not_be_a_row_is_counted_apart(world, caplog):
+    world.produce(0, good=False)
+    world.run(5)
+    assert world.missing() == []
+    assert len(world.database.rejected) == 1
+    assert world.recorder.progress.recorded == 8
+    assert texts(caplog) == [
+        "1 message went to rejected_messages, the first: Expecting value: line 1 column 1 (char 0)"
     ]
-
-
-@pytest.mark.parametrize(
-    ("error", "pauses"),
-    [
-        (psycopg2.OperationalError("could not connect: Connection refused"), [1, 2, 4, 4, 4]),
-        (psycopg2.OperationalError("FATAL: password authentication failed"), [1, 2, 4, 8, 16, 30, 30]),
-    ],
-)
-def test_the_pauses_grow_to_4_seconds_without_an_answer_and_to_30_after_a_refusal(
-    recorder, kafka, database, clock, error, pauses
-):
-    called = []
-
-    def refuse(batch):
-        called.append(clock.now)
-        raise error
-
-    database.record.side_effect = refuse
-    kafka.script.append(messages(40, 43))
-    while len(called) <= len(pauses):
-        step(recorder)
-    measured = [after - before for before, after in pairwise(called)]
-    for pause, seconds in zip(pauses, measured, strict=True):
-        assert pause <= seconds < pause + 1.2  # polls lie between
-
-
-def test_the_group_is_kept_and_nothing_more_is_read_while_the_database_is_away(recorder, kafka, database):
-    database.record.side_effect = psycopg2.OperationalError("connection refused")
-    kafka.script += [messages(40, 43), messages(43, 46)]
-    step(recorder, 60)
-    assert len(recorder.batches) == 2
-    assert kafka.paused == {AT}
-    assert kafka.client.poll.call_count > 20
-    assert all(call.kwargs.get("timeout_ms", 0) >= 100 for call in kafka.client.poll.call_args_list)
-
-
-def test_batches_are_recorded_in_the_order_in_which_they_were_read(recorder, kafka, database):
-    kafka.script += [messages(n, n + 2) for n in range(40, 60, 2)]
-    step(recorder, 40)
-    assert recorded(database) == [{AT: n} for n in range(42, 62, 2)]
-    assert kafka.committed() == recorded(database)
-
-
-def test_what_is_in_hand_is_dropped_when_the_group_assigns_anew(hold, recorder, kafka, database):
-    held = hold(database.record, 0)
-    kafka.script += [messages(40, 43), messages(43, 46)]
-    step(recorder)
-    recorder.step()
-    recorder.step()
-    assert len(recorder.batches) == 2
-    kafka.script.append(lambda: kafka.assign(NEXT))
-    recorder.step()  # polls, so that it stays in the group
-    recorder.step()
-    assert not recorder.batches
-    held.go.set()
-    database.next_offsets.return_value = {0: 43, 1: 9}
-    step(recorder, 4)
-    assert recorded(database) == [{AT: 43}]  # not 46: it is another consumer's now
-    assert kafka.committed() == []  # nor the offset of a partition that was taken away
-    assert kafka.seeks[-1] == (NEXT, 9)
-
-
-def test_records_that_come_with_a_changed_assignment_are_discarded(recorder, kafka, database):
-    def both():
-        kafka.assign(AT)
-        kafka.paused.clear()
-        return messages(0, 3)
-
-    kafka.script.append(both)
-    step(recorder)
-    assert not recorder.batches
-    step(recorder, 4)
-    assert recorded(database) == []
-    assert kafka.seeks[-1] == (AT, 40)
-    kafka.script.append(messages(40, 43))
-    step(recorder, 3)
-    assert recorded(database) == [{AT: 43}]
-
-
-def test_an_assignment_stands_paused_until_its_place_is_known(recorder, kafka):
-    kafka.assign(AT, NEXT)
-    assert kafka.paused == {AT, NEXT}
-    assert recorder.assignment.changed
-
-
-def test_stored_offsets_that_come_with_a_changed_assignment_are_asked_for_again(make_recorder, kafka, database):
-    recorder = make_recorder()
-    kafka.script.append(lambda: kafka.assign(AT))
-    step(recorder, 2)
-    wait([recorder.job])
-    kafka.assign(AT, NEXT)
-    kafka.seeks.clear()
-    recorder.step()
-    assert kafka.seeks == []
-    step(recorder, 3)
-    assert kafka.seeks == [(AT, 40), (NEXT, 0)]
-    assert database.next_offsets.call_count == 2
-
-
-@pytest.mark.parametrize(
-    "error",
-    [KafkaConnectionError("socket disconnected"), OffsetOutOfRangeError({AT: 40}), NoOffsetForPartitionError(AT)],
-)
-def test_after_an_error_of_poll_reading_goes_on_where_the_database_says(recorder, kafka, database, stop, clock, error):
-    kafka.script += [error, {}, {}, messages(40, 43)]
-    kafka.seeks.clear()
-    stop.at = clock.now + 5
-    finish_with(recorder, lambda: recorded(database))
-    assert kafka.seeks == [(AT, 40)]
-    assert recorded(database) == [{AT: 43}]
-    kafka.client.close.assert_not_called()  # not made anew: it still works
-
-
-def finish_with(recorder, done, waits=True):
-    """run(), each round with the database's work done unless it must not be waited for, until done() says so."""
-    original = recorder.step
-
-    rounds = count()
-
-    def stepping():
-        assert next(rounds) < 2000
-        if recorder.job and waits:
-            wait([recorder.job])
-        original()
-        if done():
-            recorder.stop.set()
-
-    recorder.step = stepping
-    return recorder.run()
-
-
-def test_what_was_read_before_an_error_is_dropped_and_read_again(hold, recorder, kafka, database, stop, clock):
-    database.next_offsets.side_effect = [{0: 43}]
-    held = hold(database.record, 0)
-    kafka.script += [messages(40, 43), messages(43, 46)]
-    step(recorder)
-    recorder.step()
-    recorder.step()
-    kafka.script += [KafkaConnectionError(), lambda: held.go.set(), {}, messages(43, 46)]
-    finish_with(recorder, lambda: len(recorded(database)) == 2, waits=False)
-    assert recorded(database) == [{AT: 43}, {AT: 46}]
-    assert kafka.seeks[-1] == (AT, 43)
-
-
-def test_a_consumer_that_is_silent_is_made_anew_and_that_is_said_once(make_recorder, kafka, clock, stop, caplog):
-    recorder = make_recorder()
-    joins(recorder, kafka)
-    made = []
-    recorder.make_consumer = lambda: made.append(clock.now) or kafka.client
-    kafka.client.end_offsets.side_effect = KafkaTimeoutError("Timeout")
-
-    finish_with(recorder, lambda: len(made) == 2)
-    assert made[0] >= 1000 + STUCK_SECONDS
-    kafka.client.close.assert_called_with(timeout_ms=1000)
-    said = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
-    assert len(said) == 1
-    assert said[0].startswith("Kafka: ")
-
-
-def test_an_idle_topic_is_asked_for_its_end_and_nothing_is_said(recorder, kafka, clock, caplog):
-    kafka.client.end_offsets.reset_mock()
-    while clock.now < 1000 + 1.8 * IDLE_SECONDS:
-        step(recorder)
-    assert kafka.client.end_offsets.call_count == 1
-    assert [one for one in caplog.records if one.levelname == "WARNING"] == []
-
-
-def test_no_right_to_the_group_is_said_once_and_the_consumer_goes_on(make_recorder, kafka, caplog, stop, clock):
-    recorder = make_recorder()
-    kafka.script += [GroupAuthorizationFailedError("kconsumer")] * 5 + [lambda: kafka.assign(AT)]
-    finish_with(recorder, lambda: recorder.sought)
-    said = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
-    assert said == [
-        "Kafka: no right to the consumer group: this user needs READ on it; trying again",
-        "Kafka: works again",
-    ]
-    kafka.client.close.assert_not_called()
-
-
-def test_offsets_that_kafka_no_longer_has_are_said_and_reading_goes_on_at_the_first_it_has(
-    make_recorder, kafka, caplog
-):
-    kafka.begins[AT] = 60
-    joins(make_recorder(), kafka)
-    assert kafka.seeks[-1] == (AT, 60)
-    assert "warnings/0: offsets 40 to 59 are lost: Kafka's retention deleted them unread" in caplog.messages
-
-
-def test_a_topic_that_was_made_anew_is_read_from_its_start_and_its_old_offsets_are_forgotten(
-    make_recorder, kafka, database, caplog
-):
-    kafka.ends[AT] = 5
-    database.forget.side_effect = lambda partitions: database.next_offsets.return_value.clear()
-    recorder = make_recorder()
-    kafka.script.append(lambda: kafka.assign(AT))
-    step(recorder, 3)
-    assert not recorder.sought
-    step(recorder, 2)
-    database.forget.assert_called_once_with([0])
-    assert kafka.seeks[-1] == (AT, 0)
-    assert recorder.sought
-    assert "warnings/0 ends at 5, but 40 were read: it was made anew; all of it is read" in caplog.messages
-
-
-def test_a_rebalance_while_old_offsets_are_forgotten_is_sought_all_the_same(hold, make_recorder, kafka, database):
-    held = hold(database.forget, None)
-    database.next_offsets.return_value = {0: 40, 1: 70}
-    kafka.ends[AT] = 5
-    recorder = make_recorder()
-    kafka.script.append(lambda: kafka.assign(AT))
-    step(recorder, 3)  # seeks, and lets the database forget
-    kafka.assign(NEXT)
-    recorder.step()
-    held.go.set()
-    step(recorder, 4)
-    assert kafka.seeks[-1] == (NEXT, 70)
-
-
-def test_a_commit_that_fails_changes_nothing(recorder, kafka, database, stop, clock):
-    kafka.client.commit_async.side_effect = lambda offsets=None, callback=None: Future().failure(CommitFailedError())
-    kafka.script += [messages(40, 43), {}, {}, messages(43, 46)]
-    finish_with(recorder, lambda: len(recorded(database)) == 2)
-    assert recorded(database) == [{AT: 43}, {AT: 46}]
-
-
-def test_rejected_messages_are_counted_apart_and_said_with_the_first_reason(recorder, kafka, database, caplog):
-    database.record.return_value = 2
-    kafka.script.append({AT: [record(good(), 40), record(b"no", 41), record(good(), 42)]})  # PostgreSQL refuses one too
-    step(recorder, 4)
-    assert recorder.recorded == 1
-    assert any("2 messages went to rejected_messages, the first: Expecting value" in one for one in caplog.messages)
-
-
-def test_a_database_that_hangs_is_cut_off(hold, recorder, kafka, database, clock):
-    held = hold(database.record, 0)
-    database.cut.side_effect = held.go.set
-    kafka.script.append(messages(40, 43))
-    step(recorder)
-    recorder.step()
-    database.deadline = clock.now + 8
-    recorder.step()
-    database.cut.assert_not_called()
-    clock.now += 8.1
-    recorder.step()
-    database.cut.assert_called_once_with()
 
 
 # --until-empty
 
 
-def test_until_empty_ends_with_0_when_everything_of_the_start_is_recorded(make_recorder, kafka, database):
-    database.next_offsets.return_value = {0: 97}
-    kafka.ends = {AT: 100}
-    recorder = make_recorder(until_empty=True)
-
-    def record_all(batch):
-        database.next_offsets.return_value = {0: batch.next_offsets[AT]}
-        return 0
-
-    database.record.side_effect = record_all
-    kafka.script += [lambda: kafka.assign(AT), {}, messages(97, 100)]
-    assert finish_with(recorder, lambda: False) == 0
-    assert recorded(database) == [{AT: 100}]
-    assert recorder.finished
-    assert kafka.committed() == [{AT: 100}]
+def test_until_empty_ends_when_everything_of_the_start_is_recorded(until_empty):
+    until_empty.delays.extend([3] * 20)
+    until_empty.run(1000)
+    assert until_empty.reader.finished
+    assert not until_empty.reader.failed
+    assert until_empty.missing() == []
 
 
-def test_until_empty_waits_for_the_partitions_that_another_consumer_reads(make_recorder, kafka, database):
-    database.next_offsets.return_value = {0: 100, 1: 50}
-    recorder = make_recorder(until_empty=True)
-    joins(recorder, kafka)
-    kafka.positions[AT] = 100
-    step(recorder, 6)
-    assert not recorder.finished
-    database.next_offsets.return_value = {0: 100, 1: 100}
-    step(recorder, 4)
-    assert recorder.finished
+def test_until_empty_ends_at_once_on_an_empty_topic():
+    world = World(until_empty=True)
+    world.events.append(lambda: world.consumer.give(0, 1))
+    began = world.clock.now
+    world.run(1000)
+    assert world.reader.finished
+    assert world.clock.now - began < 10
 
 
-def test_until_empty_does_not_wait_for_what_came_later(make_recorder, kafka, database):
-    database.next_offsets.return_value = {0: 100, 1: 100}
-    recorder = make_recorder(until_empty=True)
-    joins(recorder, kafka)
-    kafka.ends = {AT: 200, NEXT: 200}
-    step(recorder, 4)
-    assert recorder.finished
+def test_until_empty_records_what_comes_slowly_from_far_away(until_empty):
+    # while the question "is it finished?" is under way, nothing is read
+    until_empty.most_records = 1
+    until_empty.delays.extend([5] * 200)
+    until_empty.run(10_000)
+    assert until_empty.reader.finished
+    assert until_empty.missing() == []
 
 
-def test_until_empty_ends_at_once_on_an_empty_topic(make_recorder, kafka, database):
-    database.next_offsets.return_value = {}
-    kafka.begins = kafka.ends = {AT: 100}
-    recorder = make_recorder(until_empty=True)
-    kafka.script.append(lambda: kafka.assign(AT))
-    assert finish_with(recorder, lambda: False) == 0
+def test_until_empty_waits_for_what_another_consumer_records(until_empty):
+    world = until_empty
+    world.events.clear()
+    world.events.append(lambda: world.consumer.give(0))
+    world.run(20)
+    assert not world.reader.finished
+    world.database.offsets[world.topic.id, 1] = 3
+    world.run(20)
+    assert world.reader.finished
 
 
-def test_until_empty_gives_up_with_1_when_postgresql_stays_away(make_recorder, kafka, database, clock):
-    database.next_offsets.side_effect = psycopg2.OperationalError("connection refused")
-    recorder = make_recorder(until_empty=True)
-    kafka.script.append(lambda: kafka.assign(AT))
-    assert finish_with(recorder, lambda: False) == 1
-    assert 1015 < clock.now < 1025
+def test_until_empty_asks_once_a_second_at_most_while_it_waits_for_another(until_empty):
+    world = until_empty
+    world.events.clear()
+    world.events.append(lambda: world.consumer.give(0))
+    world.run(10)
+    asked = []
+    ask = world.database.next_offsets
+    world.database.next_offsets = lambda topic_id, begins: asked.append(1) or ask(topic_id, begins)
+    world.run(30)
+    assert 10 < len(asked) <= 30
 
 
-def test_until_empty_gives_up_with_1_when_kafka_stays_away(make_recorder, kafka, database, clock):
-    kafka.client.end_offsets.side_effect = KafkaTimeoutError()
-    recorder = make_recorder(until_empty=True)
-
-    assert finish_with(recorder, lambda: False) == 1
-    assert clock.now < 1040
-
-
-def test_until_empty_gives_up_with_1_when_kafka_refuses_for_good(make_recorder, kafka, clock):
-    recorder = make_recorder(until_empty=True)
-    kafka.script += [SaslAuthenticationFailedError("no")] * 1000
-    assert finish_with(recorder, lambda: False) == 1
-    assert 1015 < clock.now < 1025
+def test_until_empty_ends_behind_the_marker_of_a_transaction(until_empty):
+    until_empty.topic.logs[1].append(None)
+    until_empty.run(100)
+    assert until_empty.reader.finished
+    assert until_empty.database.offsets[until_empty.topic.id, 1] == 4
 
 
-# Offsets that are not where they were left
-
-
-def test_each_batch_says_where_the_database_was_left(recorder, kafka, database):
-    kafka.script += [messages(40, 43), messages(43, 46)]
-    step(recorder, 8)
-    assert [call.args[0].expected_offsets for call in database.record.call_args_list] == [{AT: 40}, {AT: 43}]
-
-
-def test_the_first_batch_of_a_partition_that_the_database_does_not_know_was_left_nowhere(
-    make_recorder, kafka, database
-):
-    database.next_offsets.return_value = {}
-    recorder = make_recorder()
-    joins(recorder, kafka)
-    kafka.script += [messages(0, 3), messages(3, 5)]
-    step(recorder, 8)
-    assert [call.args[0].expected_offsets for call in database.record.call_args_list] == [{AT: None}, {AT: 3}]
-
-
-def test_a_database_that_was_put_back_while_reading_is_filled_up_again(recorder, kafka, database, caplog):
-    database.record.side_effect = [Moved(), 0]
-    kafka.script.append(messages(40, 43))
-    step(recorder, 2)
-    database.next_offsets.return_value = {0: 10}
-    step(recorder, 4)
-    assert kafka.seeks[-1] == (AT, 10)
-    assert kafka.committed() == []
-    kafka.script.append(messages(10, 46))
-    step(recorder, 4)
-    assert recorded(database) == [{AT: 43}, {AT: 46}]
-    assert kafka.committed() == [{AT: 46}]
-    assert sum("are not where they were left" in message for message in caplog.messages) == 1
-
-
-def test_a_database_that_was_put_back_while_nothing_came_is_filled_up_again(recorder, kafka, database, clock):
-    database.next_offsets.return_value = {0: 10}
-    ends_at = clock.now + 1.5 * LOG_SECONDS
-    while clock.now < ends_at:
-        step(recorder)
-    assert kafka.seeks[-1] == (AT, 10)
-
-
-def test_a_database_that_is_where_it_was_left_is_not_sought_again(recorder, kafka, database, clock, caplog):
-    kafka.seeks.clear()
-    ends_at = clock.now + 10 * LOG_SECONDS
-    while clock.now < ends_at:
-        step(recorder)
-    assert kafka.seeks == []
-    assert [one for one in caplog.records if one.levelname == "WARNING"] == []
-
-
-def test_where_nothing_comes_kafka_is_told_again_what_it_may_not_have_taken(recorder, kafka, database, clock):
-    kafka.script.append(messages(40, 43))
-    step(recorder, 4)
-    database.next_offsets.return_value = {0: 43}
-    ends_at = clock.now + 2.5 * LOG_SECONDS
-    while clock.now < ends_at:
-        step(recorder)
-    assert kafka.committed() == [{AT: 43}] * 3
+@pytest.mark.parametrize("what", ["PostgreSQL", "Kafka", "no leader"])
+def test_until_empty_gives_up_where_nothing_works(until_empty, what):
+    world = until_empty
+    if what == "PostgreSQL":
+        world.database.moods.extend(["refuses"] * 100)
+    elif what == "Kafka":
+        world.topic = None
+    else:
+        world.topic.leaderless.add(1)
+    began = world.clock.now
+    world.run(1000)
+    assert world.reader.finished
+    assert world.reader.failed
+    assert GIVE_UP_SECONDS <= world.clock.now - began < 10 * GIVE_UP_SECONDS
 
 
 # The end
 
 
-def test_stopping_lets_the_database_finish_and_leaves_the_group(recorder, kafka, database):
-    kafka.script.append(messages(40, 43))
-    step(recorder)
-    recorder.step()
-    recorder.close()
-    assert recorder.recorded == 3
-    assert kafka.committed() == [{AT: 43}]
-    kafka.client.close.assert_called_once_with(timeout_ms=1000)
+def test_after_a_stop_the_database_may_finish_what_it_does(world):
+    world.run(0.3)
+    world.delays.extend([0, 2])
+    world.events.extend([None, None, None, world.stop.set])
+    world.run(30)
+    assert world.executor.waiting is None
 
 
-def test_stopping_does_not_fail_while_kafka_is_away(make_recorder, kafka):
-    recorder = make_recorder()
-    kafka.script.append(lambda: kafka.assign(AT))
-    step(recorder)
-    recorder.step()  # asks the database where to read
-    kafka.client.beginning_offsets.side_effect = KafkaTimeoutError()
-    kafka.client.close.side_effect = KafkaTimeoutError()
-    recorder.close()
+def test_a_stop_ends_the_connection_that_hangs(world):
+    aborted = []
+    world.database.abort_connection = lambda: (aborted.append(1), world.executor.waiting.__setitem__(0, 0))
+    world.delays.append(10**6)
+    world.events.extend([None, None, world.stop.set])
+    world.run(30)
+    assert aborted
 
 
-def test_stopping_shows_kafka_the_last_offsets_if_it_is_there(recorder, kafka):
-    kafka.script.append(messages(40, 43))
-    step(recorder, 3)
-    kafka.client.commit.side_effect = KafkaTimeoutError()
-    recorder.close()
-    kafka.client.commit.assert_called_once_with({AT: OffsetAndMetadata(43, "", -1)}, timeout_ms=1000)
-    kafka.client.close.assert_called_once_with(timeout_ms=1000)
+def test_an_answer_that_nobody_waits_for_any_more_interrupts(world):
+    world.database.moods.append("refuses")
+    with pytest.raises(Interrupted):
+        world.reader.calls.ask(
+            lambda: world.database.next_offsets(world.topic.id), world.reader.calls.wait_a_moment, lambda: True
+        )
 
 
-def test_a_recorder_that_is_stopped_at_once_ends_with_0(make_recorder, stop):
-    stop.set()
-    recorder = make_recorder()
-    assert recorder.run() == 0
-    recorder.close()
+# Whatever happens, in any order
+
+
+class Histories(RuleBasedStateMachine):
+    """The promise: when all is well again, everything that Kafka has is in the database."""
+
+    @initialize(partitions=st.integers(1, 3), most_records=st.integers(1, 4))
+    def begin(self, partitions, most_records):
+        self.world = World(partitions)
+        self.world.most_records = most_records
+        self.backup = self.world.snapshot()
+
+    def number(self, data):
+        return data.draw(st.integers(0, len(self.world.topic.logs) - 1))
+
+    @rule(data=st.data(), count=st.integers(1, 5), good=st.sampled_from([True, True, True, False]))
+    def produce(self, data, count, good):
+        self.world.produce(self.number(data), count, good)
+
+    @rule(data=st.data())
+    def marker(self, data):
+        self.world.topic.logs[self.number(data)].append(None)
+
+    @rule(data=st.data())
+    def rebalance(self, data):
+        world = self.world
+        numbers = data.draw(st.sets(st.integers(0, len(world.topic.logs) - 1)))
+        world.events.append(lambda: world.consumer.give(*numbers))
+
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def another_consumer_records(self, data, count):
+        """It has had the partition, knows where it is, and may have it no more."""
+        world, number = self.world, self.number(data)
+
+        def event():
+            topic, one = world.topic, world.database
+            if number >= len(topic.logs):
+                return
+            first = max(one.offsets.get((topic.id, number), topic.begins[number]), topic.begins[number])
+            values = topic.logs[number][first - topic.begins[number] :][:count]
+            for offset, value in enumerate(values, first):
+                if value is not None:
+                    one.rejected[topic.id, number, offset] = value
+            one.offsets[topic.id, number] = first + len(values)
+
+        world.events.append(event)
+
+    @rule(moods=st.lists(st.sampled_from(["well", "refuses", "answer is lost", "slow"]), max_size=4))
+    def database_has_moods(self, moods):
+        self.world.database.moods.extend(moods)
+
+    @rule(delays=st.lists(st.integers(0, 6), max_size=4))
+    def database_is_slow(self, delays):
+        self.world.delays.extend(delays)
+
+    @rule(
+        error=st.sampled_from(
+            [KafkaConnectionError, KafkaTimeoutError, SaslAuthenticationFailedError, CommitFailedError]
+        ),
+        moments=st.integers(0, 3),
+    )
+    def kafka_fails(self, error, moments):
+        self.world.events.extend([None] * moments)
+        self.world.events.append(error())
+
+    @rule(data=st.data(), count=st.integers(1, 4))
+    def retention(self, data, count):
+        self.world.retain(self.number(data), count)
+
+    @rule(partitions=st.integers(1, 3))
+    def recreate(self, partitions):
+        self.world.recreate(partitions)
+        self.world.events.extend([None, None, self.world.see])
+
+    @rule()
+    def back_up(self):
+        self.backup = self.world.snapshot()
+
+    @rule()
+    def restore(self):
+        backup = self.backup
+        self.world.events.append(lambda: self.world.restore(backup))
+
+    @rule(data=st.data())
+    def lose_leader(self, data):
+        self.world.topic.leaderless.add(self.number(data))
+
+    @rule()
+    def deaf(self):
+        self.world.consumer.state = MemberState.UNJOINED
+
+    @rule(seconds=st.floats(0.1, 40))
+    def run(self, seconds):
+        self.world.run(seconds)
+
+    @rule()
+    def kill(self):
+        """kill -9: the next one begins with nothing but what the database has."""
+        old = self.world
+        self.world = World(1)
+        for name in ("topic", "seen", "produced", "most_records", "database"):
+            setattr(self.world, name, getattr(old, name))
+        self.world.database.world = self.world
+        self.world.reader.calls.database = self.world.database
+
+    @invariant()
+    def one_call_at_a_time(self):
+        pass  # LateExecutor asserts it
+
+    def teardown(self):
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        world.topic.leaderless.clear()
+        world.see()
+        world.database.moods.clear()
+        world.run(5)  # what was planned happens
+        while world.events:
+            world.run(5)
+        everything = range(len(world.topic.logs))
+        for _ in range(3):
+            world.see()
+            world.consumer.give(*everything)
+            world.run(100)
+        assert world.missing() == []
+        for number in everything:
+            assert world.database.offsets.get((world.topic.id, number), 0) == world.topic.end(number)
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)

@@ -1,0 +1,282 @@
+"""What comes from Kafka, in batches, and from where to read on.
+
+A Reader is in one of three states. JOINING: the group has not assigned partitions. POSITIONING: it has, and the
+database is asked where to read them. READING. reset_positions() is the only way back, for every error and every
+rebalance; an answer of the database from before it is dropped. Nothing is read while the database is asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from enum import Enum
+from types import MappingProxyType
+from typing import Any
+from uuid import UUID
+
+from kafka import TopicPartition
+from kafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    LogTruncationError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+    UnsupportedCodecError,
+)
+
+from eventkafkapostgres.calls import DatabaseCalls, Interrupted
+from eventkafkapostgres.console import Stop
+from eventkafkapostgres.group import GroupMember
+from eventkafkapostgres.message import Batch, parse
+from eventkafkapostgres.outages import KafkaLog, Outage, plain
+from eventkafkapostgres.positions import goal_of, is_expected, is_recorded, start_of
+from eventkafkapostgres.settings import HASTY_POLL_MS, POLL_MS
+
+RETRY_SECONDS = (1.0, 8.0)  # the first and the longest pause after an error of Kafka
+PROBE_AFTER_SECONDS = 15.0  # without a message: is Kafka there?
+PROBE_AFTER_ERROR_SECONDS = 5.0  # the same after kafka-python has logged an error
+RECREATE_CONSUMER_SECONDS = 60.0  # without a word from Kafka: all brokers may have new addresses
+COMPARE_SECONDS, COMPARE_HASTY_SECONDS = 60.0, 1.0  # between two looks into the database; the same with --until-empty
+GIVE_UP_SECONDS = 15.0  # --until-empty ends after so long without success
+
+# The consumer goes on by itself after these, and without churn in its group.
+RECOVERABLE_ERRORS = (OSError, KafkaConnectionError, KafkaTimeoutError, GroupAuthorizationFailedError,
+                      TopicAuthorizationFailedError)  # fmt: skip
+KAFKA_ERRORS = (KafkaError, OSError)  # a reset in the middle of an answer is raised as it is
+NO_SUCH_OFFSET = (OffsetOutOfRangeError, NoOffsetForPartitionError, LogTruncationError)
+
+logger = logging.getLogger(__name__)
+
+
+class State(Enum):
+    JOINING = "joining"
+    POSITIONING = "positioning"
+    READING = "reading"
+
+
+class Reader:
+    """Takes batches from Kafka, beginning where the database says.
+
+    `finished` once nothing more is to be done, `failed` where that is no success.
+    """
+
+    def __init__(
+        self,
+        member: GroupMember,
+        calls: DatabaseCalls,
+        kafka_log: KafkaLog,
+        until_empty: bool,
+        stop: Stop,
+        on_error: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.member, self.calls, self.kafka_log, self.until_empty = member, calls, kafka_log, until_empty
+        self.stop, self.on_error, self.clock = stop, on_error, clock
+        self.outage = Outage("Kafka", logger, clock)
+        self.state = State.JOINING
+        self.resets = 0
+        self.topic_id = UUID(int=0)
+        self.expected: dict[TopicPartition, int] = {}  # what the database says once everything read is recorded
+        self.recorded: dict[TopicPartition, int] = {}  # the next offsets of what is recorded
+        self.ahead: Batch | None = None  # read while another batch was being recorded
+        self.goal: dict[int, int] | None = None  # of --until-empty: partitions, and where they ended at the start
+        self.finished = self.failed = False
+        self.compare_at = 0.0  # when to look at the database's offsets again
+        self.pause_seconds = RETRY_SECONDS[0]
+
+    def take(self) -> Batch | None:
+        """One round, of a second or so: the next batch, or None."""
+        try:
+            self.look_around()
+            if self.ahead:
+                batch, self.ahead = self.ahead, None
+                return batch
+            self.probe_if_silent()
+            if self.state is State.READING:
+                return self.read()
+            if self.state is State.POSITIONING:
+                self.position()
+            else:
+                self.member.keep_alive()
+        except Interrupted:
+            pass
+        except KAFKA_ERRORS as error:
+            self.recover(error)
+        return None
+
+    def look_around(self) -> None:
+        """See what changes the state: assignments, a topic that was created again, a member that is stuck, the end."""
+        member = self.member
+        if member.is_deaf():
+            logger.debug("no partitions for long: a new KafkaConsumer joins the group")
+            member.replace()
+            self.reset_positions(State.JOINING)
+        if member.reassigned:
+            member.reassigned = False
+            self.reset_positions(State.POSITIONING)
+        elif self.state is State.READING and (
+            member.topic_id() != self.topic_id or member.assigned() - member.positioned - member.without_leader()
+        ):
+            self.reset_positions()
+        if self.until_empty and self.has_given_up():
+            logger.error("gave up after %.0f seconds", GIVE_UP_SECONDS)
+            self.finished = self.failed = True
+            raise Interrupted
+
+    def reset_positions(self, state: State | None = None) -> None:
+        """Ask the database where to read: what was read and is not recorded is read again, here or by another."""
+        self.resets += 1
+        self.ahead = None
+        self.member.forget_positions()
+        if state or self.state is State.READING:
+            self.state = state or State.POSITIONING
+
+    def ask_where(self, topic_id: UUID, begins: Mapping[int, int] = MappingProxyType({})) -> dict[int, int]:
+        """The next offsets of the partitions, from the database. Interrupted after a reset."""
+        resets = self.resets
+        stored = self.calls.ask(
+            lambda: self.calls.database.next_offsets(topic_id, begins), self.stay, lambda: self.is_pointless(resets)
+        )
+        if self.resets != resets:
+            raise Interrupted
+        return stored
+
+    def is_pointless(self, resets: int) -> bool:
+        """Whether there was a reset since, or time is over."""
+        return self.resets != resets or (self.until_empty and self.has_given_up())
+
+    def position(self) -> None:
+        """Read on from the offsets that the database holds; from the start of a partition that it doesn't know."""
+        member, topic_id = self.member, self.member.topic_id()
+        if topic_id is None:
+            member.probe()
+            raise Interrupted
+        leaderless = member.without_leader()
+        bounds = member.bounds(member.assigned() - leaderless)
+        if self.until_empty and self.goal is None and not leaderless:
+            self.goal = goal_of(member.bounds(member.every_partition()))
+        stored = self.ask_where(topic_id, {at.partition: begin for at, (begin, _) in bounds.items()})
+        if topic_id != self.topic_id and self.topic_id.int:
+            logger.warning("topic %s was deleted and created again: all of it is read", member.topic)
+        self.topic_id, self.expected, self.recorded = topic_id, {}, {}
+        for at, (begin, end) in bounds.items():
+            self.begin_at(at, stored[at.partition], begin, end)
+        self.state = State.READING
+        self.compare_at = self.clock() + (0 if self.goal is not None else COMPARE_SECONDS)
+        self.kafka_log.forget()
+        self.pause_seconds = RETRY_SECONDS[0]
+        if leaderless:
+            self.outage.begin(f"no leader for partition {', '.join(str(at.partition) for at in sorted(leaderless))}")
+        else:
+            self.outage.end()
+
+    def begin_at(self, at: TopicPartition, stored: int, begin: int, end: int) -> None:
+        """Read one partition from where it was left; log what is missing there."""
+        start, name = start_of(stored, begin, end), f"{at.topic}/{at.partition}"
+        if start.lost:
+            logger.error("%s: offsets %d to %d are lost: Kafka's retention deleted them unread",
+                         name, start.lost[0], start.lost[-1])  # fmt: skip
+        if start.truncated:
+            logger.error("%s: Kafka lost messages: it ends at offset %d, and %d was recorded; all of it is read again",
+                         name, end, stored)  # fmt: skip
+        self.member.seek(at, start.offset)
+        self.expected[at] = stored
+        if not start.truncated:
+            self.recorded[at] = stored
+
+    def read(self) -> Batch | None:
+        """What came, or a look at whether Kafka and the database are as they were left."""
+        if batch := self.read_batch():
+            return batch
+        if not self.member.reassigned and self.clock() >= self.compare_at:
+            return self.compare()
+        return None
+
+    def probe_if_silent(self) -> None:
+        """An idle topic and a dead connection look alike: ask. KafkaTimeoutError when it is dead."""
+        has_error = self.kafka_log.at > self.member.heard_at
+        if self.member.silent_seconds() > (PROBE_AFTER_ERROR_SECONDS if has_error else PROBE_AFTER_SECONDS):
+            self.member.probe()
+            self.kafka_log.forget()
+
+    def read_batch(self) -> Batch | None:
+        """What one poll returned, parsed."""
+        records = self.member.poll(HASTY_POLL_MS if self.until_empty else POLL_MS)
+        if not records:
+            return None
+        if not self.member.without_leader():
+            self.outage.end()
+        batch = parse(records, self.topic_id, self.expected)
+        self.expected |= batch.next_offsets
+        if self.until_empty:
+            self.compare_at = self.clock()
+        return batch
+
+    def compare(self) -> Batch | None:
+        """Where nothing comes, see for --until-empty whether all is recorded, and for a database that was restored."""
+        beyond = {at: offset for at, offset in self.member.read_to().items() if offset > self.expected[at]}
+        if beyond:  # behind the marker of a transaction: a batch without messages
+            batch = Batch(self.topic_id, [], {at: self.expected[at] for at in beyond}, beyond)
+            self.expected |= beyond
+            return batch
+        stored = self.ask_where(self.topic_id)
+        self.compare_at = self.clock() + (COMPARE_HASTY_SECONDS if self.until_empty else COMPARE_SECONDS)
+        if not is_expected(self.expected, stored):
+            self.conflict()
+        elif self.goal is not None and is_recorded(self.goal, stored):
+            self.finished = True
+        else:  # whoever recorded it may not have told Kafka, and in a rebalance Kafka takes none
+            self.member.commit(self.recorded)
+        return None
+
+    def conflict(self) -> None:
+        """Somebody else moved the offsets: a restored backup, or the consumer that has these partitions now."""
+        logger.warning("the database's offsets are not where they were left: reading on from where they are")
+        self.reset_positions()
+
+    def read_ahead(self, job: Future[Any] | None) -> None:
+        """Read the next batch while another is being recorded; that one, and nothing more."""
+        if job is None or self.ahead or self.state is not State.READING or self.stop.is_set():
+            self.stay(job)
+            return
+        try:
+            self.ahead = self.read_batch()
+        except KAFKA_ERRORS as error:
+            self.recover(error)
+
+    def stay(self, job: Future[Any] | None) -> None:
+        """Keep the partitions without reading them, while the database works or pauses."""
+        if self.calls.wait_a_moment(job):
+            try:
+                self.member.keep_alive()
+            except KAFKA_ERRORS as error:
+                self.recover(error)
+        if self.member.reassigned:
+            self.member.reassigned = False
+            self.reset_positions(State.POSITIONING)
+
+    def recover(self, error: Exception) -> None:
+        """After any error of Kafka: poll() may have skipped records before it raised, so they are read again."""
+        self.reset_positions()
+        if isinstance(error, NO_SUCH_OFFSET):
+            return
+        if isinstance(error, UnsupportedCodecError):  # only a restart, with the package that is missing, can help
+            logger.error("Kafka: %s", plain(str(error)))
+            self.finished = self.failed = True
+            return
+        self.outage.begin(self.kafka_log.cause or plain(str(error)))
+        if not isinstance(error, RECOVERABLE_ERRORS) or self.member.silent_seconds() > RECREATE_CONSUMER_SECONDS:
+            self.member.replace()
+            self.reset_positions(State.JOINING)
+        self.on_error()
+        self.stop.wait(self.pause_seconds)
+        self.pause_seconds = min(2 * self.pause_seconds, RETRY_SECONDS[1])
+
+    def has_given_up(self) -> bool:
+        """Whether Kafka or PostgreSQL has been away for too long."""
+        return max(self.outage.seconds(), self.calls.outage.seconds()) > GIVE_UP_SECONDS
