@@ -142,7 +142,7 @@ class Reader:
         stored = self.calls.ask(
             lambda: self.calls.database.next_offsets(topic_id, begins), self.stay, lambda: self.is_pointless(resets)
         )
-        if self.resets != resets:
+        if self.resets != resets or self.member.reassigned:
             raise Interrupted
         return stored
 

@@ -120,14 +120,16 @@ class FakeConsumer:
         return set(self.stopped)
 
     def pause(self, *partitions):
-        assert self.assigned.issuperset(partitions)
+        if not self.assigned.issuperset(partitions):
+            raise KeyError
         self.stopped.update(partitions)
 
     def resume(self, *partitions):
         self.stopped.difference_update(partitions)
 
     def seek(self, partition, offset):
-        assert partition in self.assigned
+        if partition not in self.assigned:
+            raise ValueError("Unassigned partition")
         self.positions[partition] = offset
 
     def position(self, partition, timeout_ms=None):
