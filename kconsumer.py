@@ -17,34 +17,35 @@ from typing import Any, NoReturn
 from kafka import KafkaConsumer
 
 from eventkafkapostgres.calls import STOP_SECONDS, DatabaseCalls
-from eventkafkapostgres.checks import check_kafka, check_postgres
+from eventkafkapostgres.checks import check_consumer
 from eventkafkapostgres.console import (
-    Finding,
+    CheckResult,
     OneLineParser,
     Stop,
-    Terminal,
     __version__,
     argument,
-    end_process,
     printable,
-    start,
+    run_command,
+    run_process,
     topic_name,
 )
 from eventkafkapostgres.database import Database
 from eventkafkapostgres.group import GroupMember
-from eventkafkapostgres.outages import KafkaLog
+from eventkafkapostgres.log import Terminal
+from eventkafkapostgres.outages import KafkaLog, SettingsError
 from eventkafkapostgres.progress import Progress
 from eventkafkapostgres.reader import Reader
 from eventkafkapostgres.recorder import Recorder
 from eventkafkapostgres.settings import (
     CONSUMER_OPTIONS,
-    CONSUMER_PROMISE,
-    HASTY_POLL_MS,
+    FIXED_CONSUMER_OPTIONS,
+    UNTIL_EMPTY_POLL_MS,
     kafka_options,
     make_client,
     postgres_options,
 )
 from eventkafkapostgres.tls import Certificates
+from eventkafkapostgres.topic import log_config_problems
 
 # A thread that comes back from a socket waits so long for one that computes; Python's 5 ms cost a quarter of the speed.
 SWITCH_SECONDS = 0.0005
@@ -62,34 +63,38 @@ def record_warnings(recorder: Recorder, stop: Stop) -> None:
 
 
 def consumer_options(settings: argparse.Namespace) -> dict[str, Any]:
-    """What the KafkaConsumer is made with. ValueError when a setting is wrong."""
-    promise = {**CONSUMER_PROMISE, "group_id": settings.group}
-    waits = {"fetch_max_wait_ms": HASTY_POLL_MS} if settings.until_empty else {}
-    options = kafka_options(KafkaConsumer, os.environ, CONSUMER_OPTIONS | waits, promise)
+    """What the KafkaConsumer is made with. SettingsError when a setting is wrong."""
+    fixed = {**FIXED_CONSUMER_OPTIONS, "group_id": settings.group}
+    waits = {"fetch_max_wait_ms": UNTIL_EMPTY_POLL_MS} if settings.until_empty else {}
+    options = kafka_options(KafkaConsumer, os.environ, CONSUMER_OPTIONS | waits, fixed)
     if options["request_timeout_ms"] >= options["heartbeat_interval_ms"]:
-        raise ValueError("KAFKA_REQUEST_TIMEOUT_MS must be less than KAFKA_HEARTBEAT_INTERVAL_MS")
+        raise SettingsError("KAFKA_REQUEST_TIMEOUT_MS must be less than KAFKA_HEARTBEAT_INTERVAL_MS")
     return options
 
 
-def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[Finding]:
+def make_database(settings: argparse.Namespace) -> Database:
+    """SettingsError when a setting is wrong."""
+    return Database(*postgres_options(os.environ), settings.group, settings.topic)
+
+
+def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[CheckResult]:
     """Everything that the consumer needs."""
-    options = consumer_options(settings)
-    stored = yield from check_postgres(Database(*postgres_options(os.environ), settings.group, settings.topic))
-    yield from check_kafka(options, kafka_log, settings.topic, "READ", stored)
+    return check_consumer(settings, partial(consumer_options, settings), partial(make_database, settings), kafka_log)
 
 
 def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal: Terminal) -> int:
-    """Record until stopped. ValueError when a setting is wrong."""
+    """Record until stopped. SettingsError when a setting is wrong."""
     options = consumer_options(settings)
     certificates = Certificates(options)
     certificates.renew()
-    database = Database(*postgres_options(os.environ), settings.group, settings.topic)
+    database = make_database(settings)
     make_kconsumer = partial(make_client, KafkaConsumer, certificates.context, options)
     kconsumer = make_kconsumer()
+    log_config_problems(options, certificates.context, settings.topic)
     calls = DatabaseCalls(database, stop)
     member = GroupMember(kconsumer, make_kconsumer, settings.topic)
     reader = Reader(member, calls, kafka_log, settings.until_empty, stop, certificates.renew)
-    recorder = Recorder(reader, calls, Progress(terminal.show, certificates.renew))
+    recorder = Recorder(reader, calls, Progress(terminal.set_status, certificates.renew))
     logger.info("started: topic %s, group %s", settings.topic, settings.group)
     try:
         record_warnings(recorder, stop)
@@ -120,14 +125,14 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return start(build_parser("kconsumer"), argv, run, check, round(STOP_SECONDS) + 1)
+    return run_command(build_parser("kconsumer"), argv, run, check, round(STOP_SECONDS) + 1)
 
 
 def command() -> NoReturn:
     """Run main() and end at once: threads that wait for a silent network would hold up the end."""
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.set_threshold(COLLECT_OBJECTS)
-    end_process(main())
+    run_process(main)
 
 
 if __name__ == "__main__":

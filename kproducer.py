@@ -18,26 +18,26 @@ from typing import Any, NoReturn
 from kafka import KafkaProducer
 
 from eventkafkapostgres.bandwidth import Interfaces, Sample, interface_name, samples
-from eventkafkapostgres.checks import check_kafka, check_outbox
+from eventkafkapostgres.checks import check_producer
 from eventkafkapostgres.console import (
-    Finding,
+    CheckResult,
     OneLineParser,
     Stop,
-    Terminal,
     __version__,
     argument,
-    end_process,
     printable,
+    run_command,
+    run_process,
     seconds,
-    start,
     topic_name,
 )
 from eventkafkapostgres.delivery import Delivery, Sent
+from eventkafkapostgres.log import Terminal
 from eventkafkapostgres.message import heartbeat, to_json, uuid7, warning
 from eventkafkapostgres.outages import KafkaLog
 from eventkafkapostgres.outbox import open_outbox, outbox_path
 from eventkafkapostgres.rates import format_rate, parse_rate
-from eventkafkapostgres.settings import PRODUCER_OPTIONS, PRODUCER_PROMISE, kafka_options, make_client
+from eventkafkapostgres.settings import FIXED_PRODUCER_OPTIONS, PRODUCER_OPTIONS, kafka_options, make_client
 from eventkafkapostgres.tls import Certificates
 from simpleEvents import EventSystem
 
@@ -91,11 +91,14 @@ def bandwidth_exceed_event_system(
     )
 
 
-def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[Finding]:
+def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[CheckResult]:
     """Everything that the producer needs."""
-    yield check_outbox(settings.outbox or outbox_path(os.environ))
-    options = kafka_options(KafkaProducer, os.environ, PRODUCER_OPTIONS, PRODUCER_PROMISE)
-    yield from check_kafka(options, kafka_log, settings.topic, "WRITE")
+    return check_producer(settings, producer_options, kafka_log)
+
+
+def producer_options() -> dict[str, Any]:
+    """What the KafkaProducer is made with. SettingsError when a setting is wrong."""
+    return kafka_options(KafkaProducer, os.environ, PRODUCER_OPTIONS, FIXED_PRODUCER_OPTIONS)
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -133,8 +136,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal: Terminal) -> int:
-    """Sample, warn and send until the interval is over, or for ever. ValueError when a setting is wrong."""
-    options = kafka_options(KafkaProducer, os.environ, PRODUCER_OPTIONS, PRODUCER_PROMISE)
+    """Sample, warn and send until the interval is over, or for ever. SettingsError when a setting is wrong."""
+    options = producer_options()
     certificates = Certificates(options)
     certificates.renew()
     outbox = open_outbox(settings.outbox or outbox_path(os.environ))
@@ -148,23 +151,23 @@ def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal:
     while True:
         # with --forever the flush may take what is left of this second, not the next sample's time
         flush_seconds = settings.interval / 2 if settings.forever else FLUSH_SECONDS
-        bandwidth_exceed_event_system(delivery, measured, settings, stop, flush_seconds, terminal.show)
+        bandwidth_exceed_event_system(delivery, measured, settings, stop, flush_seconds, terminal.set_status)
         certificates.renew()
         if stop.is_set() or not settings.forever:
             break
-    terminal.show("")
+    terminal.set_status("")
     if not bandwidth_exceeds.events:
         kproducer.close(timeout=1)
     return 1 if delivery.waiting or delivery.lost or not delivery.topic_known else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return start(build_parser("kproducer"), argv, run, check)
+    return run_command(build_parser("kproducer"), argv, run, check)
 
 
 def command() -> NoReturn:
     """Run main() and end at once: kafka-python's threads would hold up the end of a process whose broker is away."""
-    end_process(main())
+    run_process(main)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ setup(
     package_data={"eventkafkapostgres": ["*.sql"]},
     install_requires=["kafka-python[crc32c]>=3.0.12,<3.1", "psycopg2-binary>=2.9.10", "psutil>=6"],
     extras_require={
+        "compression": ["kafka-python[lz4,snappy,zstd]>=3.0.12,<3.1"],  # for topics whose messages are compressed so
         "demo": DEMO,
         "test": [*DEMO, "pytest>=8", "hypothesis>=6"],
         "bench": DEMO,

@@ -347,7 +347,10 @@ def stay(environment: dict[str, str]) -> None:
     for name, value in environment.items():
         quoted = value.replace("'", r"'\''")
         print(f"export {name}='{quoted}'")
-    print(f"\n  then: python kconsumer.py & python kproducer.py --interface {LOOPBACK} --limit 1kB/s")
+    python = shlex.quote(sys.executable)
+    print("\n  then one of these; the other one in a third terminal, with the same settings:")
+    print(f"{python} kconsumer.py")
+    print(f"{python} kproducer.py --interface {LOOPBACK} --limit 1kB/s")
     print("  The servers stay up until Ctrl-C here.", flush=True)
     while True:
         signal.pause()

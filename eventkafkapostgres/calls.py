@@ -13,7 +13,7 @@ import psycopg2
 
 from eventkafkapostgres.console import Stop
 from eventkafkapostgres.database import BatchTimeout, Database
-from eventkafkapostgres.outages import Outage, explained
+from eventkafkapostgres.outages import Outage, explain_postgres_error
 
 RETRY_SECONDS = (1.0, 4.0, 30.0)  # pauses: the first, the longest where nothing answers, the longest after a refusal
 MOMENT_SECONDS = 0.5  # between two looks at what else there is to do
@@ -65,7 +65,7 @@ class DatabaseCalls:
             except psycopg2.Error as error:
                 if is_divisible and isinstance(error, BatchTimeout):
                     raise
-                self.outage.begin(explained(error))
+                self.outage.begin(explain_postgres_error(error))
                 is_refusal = error.pgcode or "FATAL" in str(error)
                 until = self.clock() + min(pause, RETRY_SECONDS[2] if is_refusal else RETRY_SECONDS[1])
                 pause *= 2

@@ -1,54 +1,229 @@
-"""--check: a line for each thing that is needed."""
+"""--check: a line for each thing that is needed, with what to do where it is wrong. Nothing is changed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sqlite3
+import tempfile
+import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import psycopg2
-import psycopg2.extensions
-import psycopg2.extras
-from kafka import TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, OffsetSpec
-from kafka.errors import (
-    CoordinatorNotAvailableError,
-    GroupAuthorizationFailedError,
-    KafkaError,
-)
+from kafka.errors import CoordinatorNotAvailableError, GroupAuthorizationFailedError, KafkaError
 
-from eventkafkapostgres.console import Finding
+from eventkafkapostgres.bandwidth import Interfaces, bandwidth, read_counters
+from eventkafkapostgres.console import CheckResult
 from eventkafkapostgres.database import Database
-from eventkafkapostgres.outages import KafkaLog, explained, plain
+from eventkafkapostgres.outages import KafkaLog, SettingsError, counted, explain_kafka_error
+from eventkafkapostgres.outbox import outbox_path
 from eventkafkapostgres.positions import topic_key
-from eventkafkapostgres.schema import TABLES, missing_columns, missing_privileges, missing_relations
-from eventkafkapostgres.tls import Certificates, lifetime
+from eventkafkapostgres.postgres_checks import Stored, check_postgres
+from eventkafkapostgres.rates import format_rate
+from eventkafkapostgres.settings import make_client
+from eventkafkapostgres.tls import Certificates, expiry_text
+from eventkafkapostgres.topic import Topic, config_problems, describe_topic, make_admin
 
-CHECK_SECONDS = 8  # how long --check waits for Kafka
-CLOCK_SECONDS = 2.0  # a clock that is further from the server's is wrong
-CLOCK_AND_SLOTS = """
-select extract(epoch from clock_timestamp())::float8, current_setting('max_connections')::int
-- current_setting('superuser_reserved_connections')::int - sum(numbackends)::int + 1 from pg_stat_database"""
-RIGHTS = """
-select has_schema_privilege(current_schema(), 'CREATE'), has_database_privilege(current_database(), 'TEMPORARY')"""
-OFFSETS = "select topic_id::text, partition, next_offset from consumed_offsets where consumer_group = %s"
-
-Stored = Mapping[UUID, Mapping[int, int]]  # next offsets by topic id and partition
+CHECK_SECONDS = 13.0  # what has not answered by then does not answer
+KAFKA_SECONDS = 7.0  # the same for the first answer of Kafka: a TLS handshake may take 5 s more than that
+MEASURED_SECONDS = 1.0  # for the rate of the moment
 
 
-def check_group(admin: KafkaAdminClient, group: str) -> Finding:
+@dataclass
+class Found:
+    """What the lag is computed from."""
+
+    stored: Stored | None = None  # what PostgreSQL says, if it answers
+    topic_id: UUID | None = None
+    offsets: dict[int, tuple[int, int]] = field(default_factory=dict)  # of each partition: where it begins and ends
+
+
+# What each script needs
+
+
+def check_producer(
+    settings: Namespace, options: Callable[[], dict[str, Any]], kafka_log: KafkaLog
+) -> Iterator[CheckResult]:
+    """Everything that the producer needs; `options` makes those of its KafkaProducer."""
+    checks: dict[str, Callable[[], Iterable[CheckResult]]] = {
+        "bandwidth": lambda: check_bandwidth(settings.interface, settings.limit, settings.host),
+        "outbox": lambda: [check_outbox(settings.outbox or outbox_path(os.environ))],
+        "Kafka": lambda: check_kafka(KafkaProducer, options(), kafka_log, settings.topic, "WRITE", Found()),
+    }
+    yield from run_checks(checks, kafka_log)
+
+
+def check_consumer(
+    settings: Namespace,
+    options: Callable[[], dict[str, Any]],
+    database: Callable[[], Database],
+    kafka_log: KafkaLog,
+) -> Iterator[CheckResult]:
+    """Everything that the consumer needs; `options` makes those of its KafkaConsumer."""
+    found = Found()
+
+    def postgres() -> Iterator[CheckResult]:
+        found.stored = yield from check_postgres(database())
+
+    checks: dict[str, Callable[[], Iterable[CheckResult]]] = {
+        "PostgreSQL": postgres,
+        "Kafka": lambda: check_kafka(KafkaConsumer, options(), kafka_log, settings.topic, "READ", found),
+    }
+    yield from run_checks(checks, kafka_log)
+    if found.stored is not None and found.topic_id:
+        stored = found.stored.get(found.topic_id, {})
+        behind = sum(max(0, end - max(begin, stored.get(at, 0))) for at, (begin, end) in found.offsets.items())
+        yield CheckResult(True, f"lag: {counted(behind, 'message')} not recorded yet")
+
+
+def run_checks(checks: Mapping[str, Callable[[], Iterable[CheckResult]]], kafka_log: KafkaLog) -> Iterator[CheckResult]:
+    """The results of checks that run side by side, in order.
+
+    A wrong setting is a result like any other, and so is that a check has not ended in time.
+    """
+
+    def collect(check: Callable[[], Iterable[CheckResult]], results: list[CheckResult]) -> None:
+        try:
+            for result in check():
+                results.append(result)
+        except SettingsError as error:
+            results.append(CheckResult(False, str(error)))
+
+    ends_at = time.monotonic() + CHECK_SECONDS
+    pool = ThreadPoolExecutor(len(checks))
+    lists: dict[str, list[CheckResult]] = {name: [] for name in checks}
+    jobs = {name: pool.submit(collect, check, lists[name]) for name, check in checks.items()}
+    for name, job in jobs.items():
+        wait([job], timeout=max(0.0, ends_at - time.monotonic()))
+        if job.done():
+            job.result()
+            yield from lists[name]
+        else:
+            cause = (kafka_log.cause if name == "Kafka" else "") or "no answer"
+            yield from [
+                *lists[name],
+                CheckResult(False, f"{name}: {cause}; given up after {CHECK_SECONDS:.0f} s"),
+            ]
+
+
+# The producer's host
+
+
+def check_bandwidth(wanted: Sequence[str], limit: float, host: str) -> Iterator[CheckResult]:
+    """What is measured, and its rate in this second."""
+    try:
+        before, began_at = read_counters(), time.monotonic()
+        time.sleep(MEASURED_SECONDS)
+        after, seconds = read_counters(), time.monotonic() - began_at
+    except OSError as error:
+        yield CheckResult(False, f"bandwidth: can't read the interfaces' counters: {error.strerror}")
+        return
+    interfaces = Interfaces(wanted)
+    interfaces.choose(after)
+    measured = {name: before[name] for name in interfaces.measured if name in before}
+    yield CheckResult(len(measured) >= max(1, len(interfaces.wanted)), interfaces.describe(after))
+    rate = format_rate(sum(bandwidth(measured, after, seconds)))
+    yield CheckResult(True, f"bandwidth of {host}: {rate} now, the limit is {format_rate(limit)}")
+
+
+def check_outbox(path: Path) -> CheckResult:
+    """Whether the outbox can be used, and what waits in it."""
+    try:
+        if path.exists():
+            return check_outbox_file(path)
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        return CheckResult(False, f"outbox {path}: can't be made: {error.strerror}; give another --outbox")
+    return CheckResult(True, f"outbox {path}: will be made")
+
+
+def check_outbox_file(path: Path) -> CheckResult:
+    """The same for an outbox that is there. OSError where its folder can't be written."""
+    tempfile.TemporaryFile(dir=path.absolute().parent).close()  # SQLite makes files beside it
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0)) as outbox:
+            outbox.isolation_level = None
+            outbox.execute("pragma locking_mode = exclusive")  # so that no file is made for sharing it
+            outbox.execute("begin immediate")  # fails where the file can't be written
+            if (damage := outbox.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
+                return CheckResult(False, f"outbox {path}: damaged ({damage}): it will be set aside")
+            made = outbox.execute("select count(*) from sqlite_master where name = 'warnings'").fetchone()[0]
+            waiting = outbox.execute("select count(*) from warnings").fetchone()[0] if made else 0
+            outbox.execute("rollback")
+            return CheckResult(True, f"outbox {path}: {counted(waiting, 'warning')} waiting")
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+            return CheckResult(True, f"outbox {path}: in use by a producer that runs")
+        return CheckResult(False, f"outbox {path}: {error}; give another --outbox")
+
+
+# Kafka
+
+
+def check_kafka(
+    client: Any, options: dict[str, Any], kafka_log: KafkaLog, topic: str, privilege: str, found: Found
+) -> Iterator[CheckResult]:
+    """The certificates, the broker, the topic with this user's privilege on it ("READ" or "WRITE"), the group."""
+    certificates = Certificates(options)
+    for setting, count, days in certificates.expiries(datetime.now(UTC)):
+        several = f"{count} certificates, the " + ("first" if setting.endswith("CERTFILE") else "last")
+        yield CheckResult(days >= 0, f"{setting}: {f'{several} ' if count > 1 else ''}{expiry_text(days)}")
+    try:
+        made = make_client(client, certificates.context, options)
+        threading.Thread(target=made.close, args=(0,), daemon=True).start()  # it may wait for a broker that is silent
+    except SettingsError as error:
+        yield CheckResult(False, str(error))
+    servers, protocol = options["bootstrap_servers"], options["security_protocol"]
+    note = "" if protocol.endswith("SSL") else ": plain text, anybody on the way can read and change it"
+    try:
+        with contextlib.closing(make_admin(options, certificates.context, KAFKA_SECONDS)) as admin:
+            described = describe_topic(admin, topic)
+            yield CheckResult(True, f"Kafka: {servers} answers, {protocol}{note}")
+            yield from check_topic(described, privilege)
+            if group := options.get("group_id"):
+                yield check_group(admin, group)
+                if described.partitions and not described.without_leader:
+                    found.offsets = partition_offsets(admin, described)
+                    found.topic_id = topic_key(described.topic_id, admin.describe_cluster()["cluster_id"], topic)
+    except KafkaError as error:
+        yield CheckResult(False, f"Kafka: {servers}: {kafka_log.cause or explain_kafka_error(str(error))}")
+
+
+def check_topic(topic: Topic, privilege: str) -> Iterator[CheckResult]:
+    """Whether the topic is there, with the privilege and without trouble."""
+    partitions = f"topic {topic.name}: {counted(len(topic.partitions), 'partition')}"
+    if not topic.partitions:
+        problem = "missing, or not visible to this user; create it and grant DESCRIBE on it"
+        yield CheckResult(False, f"topic {topic.name}: {problem}")
+        return
+    if privilege in topic.operations:
+        yield CheckResult(True, f"{partitions}, {privilege} is granted")
+    else:
+        yield CheckResult(False, f"{partitions}, but no right to {privilege}: grant it to this user")
+    if topic.without_leader:
+        numbers = ", ".join(map(str, topic.without_leader))
+        yield CheckResult(False, f"topic {topic.name}: no leader for partition {numbers}: are all brokers running?")
+    for problem in config_problems(topic, reads=privilege == "READ"):
+        yield CheckResult(False, problem)
+
+
+def check_group(admin: KafkaAdminClient, group: str) -> CheckResult:
     """Whether this user may join the consumer group."""
     for pause_seconds in (1, 1, 1, 1, 0):
         try:
-            found = admin.describe_groups([group])[group]
-            if "READ" in (found["authorized_operations"] or "READ"):  # none are told of a group that is not there yet
-                return True, f"group {group}: may be joined"
+            described = admin.describe_groups([group])[group]
+            if "READ" in (described["authorized_operations"] or "READ"):  # none are told of a group that is new
+                return CheckResult(True, f"group {group}: may be joined")
             break
         except GroupAuthorizationFailedError:
             break
@@ -56,109 +231,12 @@ def check_group(admin: KafkaAdminClient, group: str) -> Finding:
             if not pause_seconds:
                 raise
             time.sleep(pause_seconds)
-    return False, f"group {group}: no right to READ: grant it to this user"
+    return CheckResult(False, f"group {group}: no right to READ: grant it to this user")
 
 
-def check_kafka(
-    options: dict[str, Any], kafka_log: KafkaLog, topic: str, right: str, stored: Stored | None = None
-) -> Iterator[Finding]:
-    """The files, the broker, the topic with this user's right to it ("READ" or "WRITE").
-
-    With a group_id among the options also the group, and how far it is behind: `stored` are its next offsets.
-    """
-    certificates = Certificates(options)
-    for name, count, days in certificates.days_left(datetime.now(UTC)):
-        several = f"{count} certificates (a rotation is on), the first " if count > 1 else ""
-        yield days >= 0, f"{name}: {several}{lifetime(days)}"
-    servers = options["bootstrap_servers"]
-    known = {name: value for name, value in options.items() if name in KafkaAdminClient.DEFAULT_CONFIG}
-    admin = None
-    try:
-        # a TLS handshake may take 5 s more than that
-        admin = KafkaAdminClient(
-            ssl_context=certificates.context, **known | {"bootstrap_timeout_ms": CHECK_SECONDS * 1000}
-        )
-        described = admin.describe_topics([topic])[0]
-        partitions, rights = len(described["partitions"]), described["authorized_operations"] or []
-        yield True, f"Kafka: {servers} answers, {options['security_protocol']}"
-        if not partitions:
-            yield False, f"topic {topic}: missing, or not to be seen by this user; create it and grant DESCRIBE on it"
-        elif right not in rights:
-            yield False, f"topic {topic}: {partitions} partitions, but no right to {right}: grant it to this user"
-        else:
-            yield True, f"topic {topic}: {partitions} partitions, {right} is granted"
-        if group := options.get("group_id"):
-            yield check_group(admin, group)
-        if stored is not None and partitions:
-            every = [TopicPartition(topic, n) for n in range(partitions)]
-            begins = admin.list_partition_offsets(dict.fromkeys(every, OffsetSpec.EARLIEST))
-            ends = admin.list_partition_offsets(dict.fromkeys(every, OffsetSpec.LATEST))
-            recorded = stored.get(topic_key(described["topic_id"], admin.describe_cluster()["cluster_id"], topic), {})
-            behind = (ends[at].offset - max(begins[at].offset, recorded.get(at.partition, 0)) for at in every)
-            yield True, f"lag: {sum(max(0, messages) for messages in behind)} messages are not recorded yet"
-    except KafkaError as error:
-        yield False, f"Kafka: {servers}: {kafka_log.cause or plain(str(error))}"
-    finally:
-        if admin:
-            admin.close()
-
-
-def check_outbox(path: Path) -> Finding:
-    """Whether the outbox can be used, and what waits in it."""
-    if not path.exists():
-        parent = next(folder for folder in path.absolute().parents if folder.exists())
-        right = parent.is_dir() and os.access(parent, os.W_OK)
-        return right, f"outbox {path}: " + ("will be made" if right else f"nothing can be made in {parent}")
-    try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0)) as outbox:
-            outbox.execute("pragma locking_mode = exclusive")  # so that no file is made for sharing it
-            return True, f"outbox {path}: {outbox.execute('select count(*) from warnings').fetchone()[0]} warnings wait"
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
-            return True, f"outbox {path}: in use by a producer that runs"
-        return False, f"outbox {path}: {error}; give another --outbox"
-
-
-def check_postgres(database: Database) -> Generator[Finding, None, Stored | None]:
-    """The server, its clock and its free connections, the tables and the rights. Returns the stored offsets, if any."""
-    stored: dict[UUID, dict[int, int]] = {}
-    try:
-        with contextlib.closing(psycopg2.connect(database.url, **database.options)) as connection:
-            connection.autocommit = True
-            info, cursor = connection.info, connection.cursor()
-            tls = info.ssl_attribute("protocol") if info.ssl_in_use else "no TLS"
-            yield True, f"PostgreSQL {info.server_version // 10000}: {info.host}:{info.port} answers, {tls}"
-            cursor.execute(CLOCK_AND_SLOTS)
-            server_seconds, free = cursor.fetchone()
-            difference = abs(server_seconds - time.time())
-            right = difference < CLOCK_SECONDS
-            yield right, f"clock: {difference:.1f} s from the server's" + ("" if right else ": set it by NTP")
-            yield free > 0, f"connections: {free} free" + ("" if free > 0 else ": end some, or raise max_connections")
-            cursor.execute(RIGHTS)
-            may_create, may_copy = cursor.fetchone()
-            if not may_copy:
-                yield False, "no right to make temporary tables: grant TEMPORARY on the database to this user"
-            missing = missing_relations(cursor)
-            if missing:
-                remedy = "will be made" if may_create else "missing, no right to create: let the owner run kconsumer"
-                yield may_create, f"{', '.join(missing)}: {remedy}"
-            for name in TABLES:
-                if name not in missing:
-                    yield check_table(cursor, name)
-            if "consumed_offsets" not in missing:
-                cursor.execute(OFFSETS, (database.group,))
-                for topic_id, partition, next_offset in cursor:
-                    stored.setdefault(UUID(topic_id), {})[partition] = next_offset
-            return stored
-    except psycopg2.Error as error:
-        yield False, f"PostgreSQL: {explained(error)}"
-        return None
-
-
-def check_table(cursor: Any, name: str) -> Finding:
-    """Whether a table has its columns and this user its rights."""
-    if absent := missing_columns(cursor, name):
-        return False, f"table {name}: no column {', '.join(absent)}: see the upgrade notes"
-    if lacking := missing_privileges(cursor, name):
-        return False, f"table {name}: no right to {', '.join(lacking)}: grant it to this user"
-    return True, f"table {name}: there, as it should be"
+def partition_offsets(admin: KafkaAdminClient, topic: Topic) -> dict[int, tuple[int, int]]:
+    """Where each partition of the topic begins and ends."""
+    partitions = [TopicPartition(topic.name, number) for number in topic.partitions]
+    begins = admin.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.EARLIEST))
+    ends = admin.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.LATEST))
+    return {at.partition: (begins[at].offset, ends[at].offset) for at in partitions}

@@ -1,35 +1,45 @@
-"""Signals, the log, the status line, types of arguments, the exit status."""
+"""The command line and the process: signals, types of arguments, results of --check, the exit status."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import logging
 import math
 import os
 import re
+import select
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from kafka.errors import (
-    KafkaError,
-)
-
-from eventkafkapostgres.outages import KafkaLog
+from eventkafkapostgres.log import Terminal, describe, is_journal, log_unexpected_errors, start_logging
+from eventkafkapostgres.outages import KafkaLog, SettingsError
 
 logger = logging.getLogger(__name__)
 
-__version__ = "1.0.0"
+PRINT_SECONDS = 2.0  # so long the end of a process waits for who reads its last line
 
 
-def end_process(status: int) -> NoReturn:
-    """End now, without waiting for threads."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+def read_version() -> str:
+    """The version of this checkout where it is one, else of the installed distribution."""
+    with contextlib.suppress(OSError):
+        text = (Path(__file__).parents[1] / "__init__.py").read_text(encoding="utf-8")
+        if found := re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE):
+            return found[1]
+    from importlib.metadata import version
+
+    return version("eventKafkaPostgres")
+
+
+__version__ = read_version()
+
+
+# The process
 
 
 class Stop:
@@ -65,57 +75,107 @@ class Stop:
             self.set()
             signal.alarm(grace_seconds)
 
-        signal.signal(signal.SIGALRM, lambda signum, frame: end_process(0))
-
+        signal.signal(signal.SIGALRM, lambda signum, frame: os._exit(0))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, handle)
 
 
-class Terminal(logging.StreamHandler[Any]):
-    """The log on standard error and, where that is a terminal, one line below it that is kept up to date."""
-
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
-        self.interactive = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self.line = ""
-
-    def show(self, line: str, alert: bool = False) -> None:
-        """Show this line instead; an alert is red, unless NO_COLOR is set. Nothing where there is no terminal."""
-        if self.interactive:
-            columns = 0
-            with contextlib.suppress(OSError):
-                columns = os.get_terminal_size(self.stream.fileno()).columns
-            line = line[: (columns or 80) - 1]
-            with self.lock or contextlib.nullcontext():
-                self.line = f"\x1b[31m{line}\x1b[0m" if alert and not os.environ.get("NO_COLOR") else line
-                self.stream.write(f"\r\x1b[K{self.line}")
-                self.stream.flush()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.line:
-            self.stream.write("\r\x1b[K")
-        super().emit(record)
-        self.stream.write(self.line)
-        self.flush()
+def end_on_signals() -> None:
+    """Let SIGINT and SIGTERM end the process at once, with the status that a shell gives to a signal."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda signum, frame: os._exit(128 + signum))
 
 
-Finding = tuple[bool, str]  # whether it is right, and a line that says what to do where it isn't
+def run_process(main: Callable[[], int]) -> NoReturn:
+    """Run main() and end the process with its status, whatever becomes of its output.
+
+    Threads are not waited for: those of kafka-python would hold up the end while the broker is away.
+    """
+    # A terminal that is closed, or that stops background jobs which write to it, must not end the work.
+    for number in (signal.SIGHUP, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_IGN)
+    end_on_signals()  # until Stop.on_signals(): Python's own for SIGINT prints a traceback, PID 1 ignores SIGTERM
+    open_standard_streams()
+    log_unexpected_errors()
+    try:
+        status = main()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 0
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
 
 
-def show(findings: Iterator[Finding]) -> int:
-    """Print a line for each finding as soon as it is there; the exit status."""
-    right = True
-    for ok, text in findings:
-        print("✓" if ok else "✗", text, flush=True)
-        right &= ok
-    return 0 if right else 1
+def open_standard_streams() -> None:
+    """Open those that the parent closed on /dev/null: the next file that is opened would get their number."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def is_writable(stream: Any) -> bool:
+    """Whether a stream accepts something within PRINT_SECONDS: a pipe that is full holds up who writes to it."""
+    try:
+        return bool(select.select([], [stream], [], PRINT_SECONDS)[1])
+    except (OSError, ValueError):  # not a file: that of a test
+        return True
+
+
+# --check
+
+
+class CheckResult(NamedTuple):
+    """One line of --check, which says what to do where something is wrong."""
+
+    ok: bool
+    text: str
+
+
+def print_results(results: Iterable[CheckResult]) -> int:
+    """Print a line for each result as soon as it is there; the exit status. Where nobody reads, the checks go on."""
+    marks = "✓✗"
+    try:
+        marks.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        marks = "+x"
+    status, is_read = 0, True
+    for ok, text in results:
+        status |= not ok
+        try:
+            if is_read and not is_writable(sys.stdout):
+                raise TimeoutError(errno.ETIMEDOUT, "nobody reads them")
+            if is_read:
+                print(marks[not ok], " ".join(text.split()), flush=True)
+        except BrokenPipeError:
+            is_read = False
+        except OSError as error:
+            logger.error("can't print the results: %s", error.strerror)
+            status, is_read = 1, False
+    return status
+
+
+# The command line
 
 
 class OneLineParser(argparse.ArgumentParser):
     """An error is one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        priority = "<3>" if is_journal() else ""
+        self.exit(2, f"{priority}{self.prog}: {' '.join(message.split())}\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """What can't be printed changes nothing: neither the exit status, nor when it comes."""
+        with contextlib.suppress(OSError):
+            if is_writable(file):
+                super()._print_message(message, file)
 
 
 def argument(convert: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -142,7 +202,7 @@ def seconds(text: str) -> float:
 
 
 def topic_name(text: str) -> str:
-    """A name that Kafka takes for a topic."""
+    """A name that Kafka accepts for a topic."""
     if not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", text) or text in (".", ".."):
         raise ValueError(f"{text!r} is no topic's name: letters, digits, '.', '_' and '-', at most 249")
     return text
@@ -155,34 +215,34 @@ def printable(text: str) -> str:
     return text
 
 
-def start_logging(verbose: bool) -> tuple[KafkaLog, Terminal]:
-    """Log to standard error; kafka-python's own lines only with --verbose."""
-    terminal = Terminal()
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=level, handlers=[terminal])
-    kafka_log, kafka_logger = KafkaLog(), logging.getLogger("kafka")
-    kafka_logger.addHandler(kafka_log)
-    kafka_logger.propagate = verbose
-    kafka_logger.setLevel(logging.INFO if verbose else logging.WARNING)
-    return kafka_log, terminal
-
-
-def start(
+def run_command(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     run: Callable[[argparse.Namespace, Stop, KafkaLog, Terminal], int],
-    check: Callable[[argparse.Namespace, KafkaLog], Iterator[Finding]],
+    check: Callable[[argparse.Namespace, KafkaLog], Iterator[CheckResult]],
     grace_seconds: int = 0,
 ) -> int:
-    """Run a script, or its --check; the exit status. What is wrong with the settings is one line, and status 2."""
+    """Run a script, or its --check; the exit status.
+
+    A wrong setting is one line, and status 2. Any other exception is a defect of ours: one line of the log, status 1.
+    """
     settings = parser.parse_args(argv)
-    kafka_log, terminal = start_logging(settings.verbose)
-    stop = Stop()
-    stop.on_signals(grace_seconds)
+    # --check prints what is wrong: only an error of its own belongs to the log
+    kafka_log, terminal = start_logging(settings.verbose, logging.ERROR if settings.check else logging.INFO)
     try:
         if not __debug__:
-            raise ValueError("kafka-python fails without asserts: unset PYTHONOPTIMIZE, start without -O")
-        return show(check(settings, kafka_log)) if settings.check else run(settings, stop, kafka_log, terminal)
-    except (ValueError, KafkaError) as error:
+            raise SettingsError("kafka-python fails without asserts: unset PYTHONOPTIMIZE, start without -O")
+        if settings.check:
+            return print_results(check(settings, kafka_log))
+        stop = Stop()
+        stop.on_signals(grace_seconds)
+        return run(settings, stop, kafka_log, terminal)
+    except SettingsError as error:
         logger.debug("traceback:", exc_info=True)
+        terminal.flush()
         parser.error(str(error))
+    except Exception as error:
+        terminal.set_status("")
+        logger.error("unexpected error: %s; with -v the log shows where", describe(error))
+        logger.debug("traceback:", exc_info=True)
+        return 1

@@ -17,7 +17,7 @@ from kafka.errors import (
     KafkaError,
 )
 
-from eventkafkapostgres.outages import KafkaLog, Outage, plain
+from eventkafkapostgres.outages import KafkaLog, Outage, explain_kafka_error
 from eventkafkapostgres.outbox import Outbox, set_aside
 from simpleEvents import EventSystem
 
@@ -167,7 +167,7 @@ class Delivery:
         if self.topic_known and not self.waiting:
             self.alive_at = now
         if self.refused:
-            self.kafka.begin(plain(str(self.refused)))
+            self.kafka.begin(explain_kafka_error(str(self.refused)))
         elif now - self.alive_at > SEND_SECONDS:
             if self.kafka_log.at > self.alive_at:
                 self.kafka.begin(self.kafka_log.cause)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from eventkafkapostgres.outages import SettingsError
+
 logger = logging.getLogger(__name__)
 
 
@@ -67,17 +69,17 @@ class Outbox:
 
 
 def open_outbox(path: Path) -> Outbox:
-    """The outbox at this path; a damaged file is set aside first. ValueError says why there can't be one."""
+    """The outbox at this path; a damaged file is set aside first. SettingsError says why there can't be one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return Outbox(path)
     except OSError as error:
-        raise ValueError(f"the outbox {path} can't be made: {error.strerror}; give another --outbox") from error
+        raise SettingsError(f"the outbox {path} can't be made: {error.strerror}; give another --outbox") from error
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
-            raise ValueError(f"{path} is in use: one producer per outbox, give this one another --outbox") from error
+            raise SettingsError(f"{path} is in use: one producer per outbox, give this one another --outbox") from error
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
-            raise ValueError(f"the outbox {path} can't be used: {error}; give another --outbox") from error
+            raise SettingsError(f"the outbox {path} can't be used: {error}; give another --outbox") from error
         return outbox_in_memory(path, error)
     except sqlite3.DatabaseError as error:
         return set_aside(path, error)

@@ -33,9 +33,9 @@ from eventkafkapostgres.calls import DatabaseCalls, Interrupted
 from eventkafkapostgres.console import Stop
 from eventkafkapostgres.group import GroupMember
 from eventkafkapostgres.message import Batch, parse
-from eventkafkapostgres.outages import KafkaLog, Outage, plain
+from eventkafkapostgres.outages import KafkaLog, Outage, explain_kafka_error
 from eventkafkapostgres.positions import goal_of, is_expected, is_recorded, start_of
-from eventkafkapostgres.settings import HASTY_POLL_MS, POLL_MS
+from eventkafkapostgres.settings import POLL_MS, UNTIL_EMPTY_POLL_MS
 
 RETRY_SECONDS = (1.0, 8.0)  # the first and the longest pause after an error of Kafka
 PROBE_AFTER_SECONDS = 15.0  # without a message: is Kafka there?
@@ -206,7 +206,7 @@ class Reader:
 
     def read_batch(self) -> Batch | None:
         """What one poll returned, parsed."""
-        records = self.member.poll(HASTY_POLL_MS if self.until_empty else POLL_MS)
+        records = self.member.poll(UNTIL_EMPTY_POLL_MS if self.until_empty else POLL_MS)
         if not records:
             return None
         if not self.member.without_leader():
@@ -266,10 +266,10 @@ class Reader:
         if isinstance(error, NO_SUCH_OFFSET):
             return
         if isinstance(error, UnsupportedCodecError):  # only a restart, with the package that is missing, can help
-            logger.error("Kafka: %s", plain(str(error)))
+            logger.error("Kafka: %s", explain_kafka_error(str(error)))
             self.finished = self.failed = True
             return
-        self.outage.begin(self.kafka_log.cause or plain(str(error)))
+        self.outage.begin(self.kafka_log.cause or explain_kafka_error(str(error)))
         if not isinstance(error, RECOVERABLE_ERRORS) or self.member.silent_seconds() > RECREATE_CONSUMER_SECONDS:
             self.member.replace()
             self.reset_positions(State.JOINING)

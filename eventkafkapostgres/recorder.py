@@ -13,7 +13,7 @@ from typing import Any
 from eventkafkapostgres.calls import DatabaseCalls, Interrupted
 from eventkafkapostgres.database import BatchTimeout, OffsetConflict
 from eventkafkapostgres.message import Batch
-from eventkafkapostgres.outages import explained
+from eventkafkapostgres.outages import explain_postgres_error
 from eventkafkapostgres.progress import Progress
 from eventkafkapostgres.reader import KAFKA_ERRORS, Reader
 
@@ -57,7 +57,7 @@ class Recorder:
         except BatchTimeout as error:
             self.most_records = len(batch.records) // 2
             logger.info("%d messages did not go through in time (%s): %d are tried",
-                        len(batch.records), explained(error), self.most_records)  # fmt: skip
+                        len(batch.records), explain_postgres_error(error), self.most_records)  # fmt: skip
             return self.reader.resets == resets and self.record(batch)
         if self.clock() - began < GROW_SECONDS:
             self.most_records *= 2

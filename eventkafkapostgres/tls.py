@@ -1,7 +1,8 @@
-"""The TLS context, renewed certificates, and cures for kafka-python's defects."""
+"""The TLS context that the KAFKA_SSL_... settings describe, and certificates that are renewed on disk."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import re
@@ -10,56 +11,29 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from kafka.errors import (
-    KafkaConnectionError,
-)
+from eventkafkapostgres.outages import SettingsError, counted
+from eventkafkapostgres.workarounds import TLSContext
 
 logger = logging.getLogger(__name__)
 
-HANDSHAKE_SECONDS = 5.0  # a TLS handshake that takes longer has failed
-RENEW_DAYS = 30  # a certificate with fewer days left wants to be renewed
+RENEW_DAYS = 30  # a certificate with fewer days left should be renewed
+REMINDER_SECONDS = 86400.0
 
 
-class PatientSocket(ssl.SSLSocket):
-    """A TLS socket that makes up for two defects of kafka-python 3.0."""
+class Expiry(NamedTuple):
+    """When what a file holds expires."""
 
-    has_read = False
-
-    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        """The end of the connection is told on its own: kafka-python throws away what it read just before it."""
-        data = super().recv(buflen, flags)
-        if not data and self.has_read:
-            self.has_read = False
-            raise ssl.SSLWantReadError
-        self.has_read = bool(data)
-        return data
-
-    def do_handshake(self, block: bool = False) -> None:
-        """With a deadline: kafka-python waits for ever for a peer that accepts and stays silent."""
-        self.settimeout(HANDSHAKE_SECONDS)
-        super().do_handshake(block)
-        self.settimeout(0.0)
-
-
-class PatientContext(ssl.SSLContext):
-    """A TLS context that makes up for a third: an OSError here ends kafka-python's refreshing of metadata for good."""
-
-    sslsocket_class = PatientSocket
-
-    def wrap_socket(self, *arguments: Any, **options: Any) -> ssl.SSLSocket:
-        """KafkaConnectionError where the peer resets the connection before its TLS begins."""
-        try:
-            return super().wrap_socket(*arguments, **options)
-        except OSError as error:
-            raise KafkaConnectionError(str(error)) from error
+    setting: str
+    certificates: int
+    days_left: int
 
 
 class Certificates:
     """The TLS context that KAFKA_SSL_... describes, kept up to date with the files.
 
-    ValueError names what is wrong. `context` is None where the security protocol is without TLS.
+    SettingsError names what is wrong. `context` is None where the security protocol is without TLS.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
@@ -74,13 +48,14 @@ class Certificates:
             try:
                 path.read_bytes()
             except OSError as error:
-                raise ValueError(f"KAFKA_{name.upper()}: can't read {path}: {error.strerror}") from error
+                raise SettingsError(f"KAFKA_{name.upper()}: can't read {path}: {error.strerror}") from error
         self.context: ssl.SSLContext | None = None
         if options["security_protocol"].endswith("SSL"):
-            self.context = PatientContext(ssl.PROTOCOL_TLS_CLIENT)
+            self.context = TLSContext(ssl.PROTOCOL_TLS_CLIENT)
             self.load(self.context)
-        self.loaded = self.changed()
-        self.told_at = -math.inf
+        self.loaded = self.digests()
+        self.reminded_at = -math.inf
+        self.reported = ""  # what was logged about files that can't be used
 
     def load(self, context: ssl.SSLContext) -> None:
         """Bring files and settings into a context."""
@@ -104,51 +79,60 @@ class Certificates:
                 password = tls.get("ssl_password") or ""  # without one, OpenSSL would ask on the terminal
                 context.load_cert_chain(tls["ssl_certfile"], tls.get("ssl_keyfile") or None, password)
             elif tls.get("ssl_keyfile"):
-                raise ValueError("KAFKA_SSL_CERTFILE is not set, but KAFKA_SSL_KEYFILE is: a client needs both")
-        except ssl.SSLError as error:
-            raise ValueError(f"{wrong}: {getattr(error, 'reason', None) or error}") from error
+                raise SettingsError("KAFKA_SSL_CERTFILE is not set, but KAFKA_SSL_KEYFILE is: a client needs both")
+        except (ssl.SSLError, ValueError) as error:  # ValueError: a password that is too long
+            if isinstance(error, SettingsError):
+                raise
+            raise SettingsError(f"{wrong}: {getattr(error, 'reason', None) or error}") from error
 
-    def changed(self) -> list[int]:
-        """When each file was changed."""
-        return [path.stat().st_mtime_ns for path in self.files.values()]
+    def digests(self) -> list[bytes]:
+        """What the files hold; the time of a file that was put there anew may be that of the old one."""
+        return [hashlib.sha256(path.read_bytes()).digest() for path in self.files.values()]
 
-    def days_left(self, now: datetime) -> Iterator[tuple[str, int, int]]:
-        """Of each file with certificates: its setting, how many, and the days that the first to end has left."""
-        for name in ("ssl_certfile", "ssl_cafile"):
-            if name in self.files and (ends := certificate_ends(self.files[name].read_text())):
-                yield f"KAFKA_{name.upper()}", len(ends), (min(ends) - now).days
+    def expiries(self, now: datetime) -> Iterator[Expiry]:
+        """When the files with certificates expire.
+
+        A chain is as good as its first certificate to expire, a bundle of CAs as good as its last: a root that has
+        expired does no harm beside one that signs the broker's certificate.
+        """
+        for name, decisive in (("ssl_certfile", min), ("ssl_cafile", max)):
+            if name in self.files and (dates := expiry_dates(self.files[name].read_text(errors="replace"))):
+                yield Expiry(f"KAFKA_{name.upper()}", len(dates), (decisive(dates) - now).days)
 
     def renew(self) -> None:
-        """Use files that were changed for the next connections; say once a day that a certificate ends soon."""
+        """Use files that were changed for the next connections; log once a day that a certificate expires soon."""
         try:
-            if self.context and (changed := self.changed()) != self.loaded:
+            if self.context and (digests := self.digests()) != self.loaded:
                 self.load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # half written files must not spoil the one in use
                 self.load(self.context)
-                self.loaded = changed
+                self.loaded = digests
                 logger.info("the certificates on disk were renewed: new connections use them")
-            if time.monotonic() - self.told_at > 86400:
-                self.told_at = time.monotonic()
-                for name, _, days in self.days_left(datetime.now(UTC)):
+            if time.monotonic() - self.reminded_at > REMINDER_SECONDS:
+                self.reminded_at = time.monotonic()
+                for setting, _, days in self.expiries(datetime.now(UTC)):
                     if days < RENEW_DAYS:
-                        logger.warning("%s %s", name, lifetime(days))
-        except (OSError, ValueError) as error:
-            logger.warning("the certificates on disk can't be used, the old ones are: %s", error)
+                        logger.warning("%s %s", setting, expiry_text(days))
+            self.reported = ""
+        except (OSError, SettingsError) as error:
+            if str(error) != self.reported:
+                self.reported = str(error)
+                logger.warning("the certificates on disk can't be used, the old ones are: %s", error)
 
 
-def lifetime(days: int) -> str:
-    """How long a certificate is good, for people."""
+def expiry_text(days: int) -> str:
+    """How long a certificate is valid, for people."""
     if days < 0:
-        return f"ended {-days - 1} days ago: get a new one"
-    return f"ends in {days} days" + (": get a new one" if days < RENEW_DAYS else "")
+        return f"expired {counted(-days - 1, 'day')} ago: get a new one"
+    return f"expires in {counted(days, 'day')}" + (": get a new one" if days < RENEW_DAYS else "")
 
 
-def certificate_ends(pem: str) -> list[datetime]:
-    """When each certificate of a PEM file ends: the second time of its validity (RFC 5280, section 4.1.2.5)."""
-    ends = []
+def expiry_dates(pem: str) -> list[datetime]:
+    """When each certificate of a PEM file expires: the second time of its validity (RFC 5280, section 4.1.2.5)."""
+    dates = []
     for certificate in re.findall(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", pem, re.DOTALL):
         times = re.findall(rb"\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z", ssl.PEM_cert_to_DER_cert(certificate))
         short, long = (text.decode() for text in times[1])
         # RFC 5280: a year of two digits below 50 is in this century
         full = long or ("20" if short < "50" else "19") + short
-        ends.append(datetime.strptime(full + "+0000", "%Y%m%d%H%M%S%z"))
-    return ends
+        dates.append(datetime.strptime(full + "+0000", "%Y%m%d%H%M%S%z"))
+    return dates

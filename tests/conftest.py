@@ -58,14 +58,17 @@ def stop(clock: FakeClock) -> FakeStop:
 
 @pytest.fixture
 def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """No setting in the environment; signal handlers and kafka-python's logger come back afterwards."""
+    """No setting in the environment; the environment, signal handlers and loggers come back afterwards."""
     for name in [*os.environ]:
         if name.startswith(("KAFKA_", "PG", "DATABASE_URL", "STATE_DIRECTORY", "XDG_STATE_HOME")):
             monkeypatch.delenv(name)
+    environ = dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     kafka_logger = logging.getLogger("kafka")
     log = kafka_logger.handlers[:], kafka_logger.propagate, kafka_logger.level
     yield monkeypatch
+    os.environ.clear()  # libpq's defaults are set there
+    os.environ.update(environ)
     signal.alarm(0)
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -74,8 +74,8 @@ def test_a_certificate_that_ends_soon_is_said_once(pipeline: Pipeline) -> None:
     pipeline.has_rows(20)
     consumer.says("recorded in the last")
     for script in (producer, consumer):
-        assert script.says(r"WARNING KAFKA_SSL_CERTFILE ends in 5 days: get a new one$")
-        assert sum("ends in" in line for line in script.lines()) == 1
+        assert script.says(r"WARNING KAFKA_SSL_CERTFILE expires in 5 days: get a new one$")
+        assert sum("expires in" in line for line in script.lines()) == 1
         assert script.stop() == 0
 
 
@@ -134,8 +134,13 @@ def test_scripts_whose_certificate_had_expired_go_on_once_the_files_are_renewed(
     consumer = pipeline.consumer(environment=files.environment)
     for script in (producer, consumer):
         script.says("Kafka: the broker does not accept the client certificate in KAFKA_SSL_CERTFILE; trying again")
-        assert script.says("WARNING KAFKA_SSL_CERTFILE ended 1 days ago: get a new one")
+        assert script.says("WARNING KAFKA_SSL_CERTFILE expired 1 day ago: get a new one")
+    for path in (files.cert, files.key):
+        path.unlink()
+    for script in (producer, consumer):
+        script.says("WARNING the certificates on disk can't be used, the old ones are: .*No such file")
     files.write(*pipeline.servers.certificates.client("renewed"))
     for script in (producer, consumer):
         script.says("Kafka: works again")
+        assert sum("can't be used" in line for line in script.lines()) <= 3  # gone, and perhaps half written
     pipeline.assert_all_arrive(producer, consumer)

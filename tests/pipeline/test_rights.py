@@ -1,5 +1,6 @@
 """Who may do what: SASL next to client certificates, and what becomes of warnings while a right is missing."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def allow_group(pipeline: Pipeline, *operations: str) -> None:
 
 def said_of_kafka(script: Script) -> list[str]:
     """What it said of Kafka, without time and level."""
-    return [line.partition(" WARNING ")[2] for line in script.lines() if " WARNING Kafka: " in line]
+    return [line.split(" ", 3)[3] for line in script.lines() if re.search(" (?:INFO|WARNING) Kafka: ", line)]
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)

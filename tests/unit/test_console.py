@@ -1,19 +1,16 @@
+import argparse
+import contextlib
+import errno
 import io
-import logging
+import os
 import signal
-from datetime import UTC, datetime
-from uuid import UUID
 
 import pytest
+from kafka.errors import KafkaTimeoutError
 
 from eventkafkapostgres import console
-from eventkafkapostgres.console import Stop
-
-OBSERVED_AT = datetime(2026, 11, 23, 16, 22, 4, 796005, tzinfo=UTC)
-
-
-EVENT_ID = UUID("01a20b20-7007-7b5a-b044-fec6a3afb754")
-
+from eventkafkapostgres.console import CheckResult, OneLineParser, Stop, print_results, run_command
+from eventkafkapostgres.outages import SettingsError
 
 # Stop
 
@@ -35,39 +32,116 @@ def test_the_first_signal_stops_and_the_second_one_kills(clean_process):
     assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
 
 
-# The terminal
+# The exit status
 
 
-class Tty(io.StringIO):
-    def isatty(self):
-        return True
+def parser():
+    made = OneLineParser(prog="script")
+    made.add_argument("--check", action="store_true")
+    made.add_argument("--verbose", action="store_true")
+    return made
 
 
-@pytest.fixture
-def tty(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr("sys.stderr", Tty())
-    return console.Terminal()
+def raising(error):
+    def run(*_):
+        raise error
+
+    return run
 
 
-def test_a_line_of_the_log_goes_above_the_line_that_is_kept_up_to_date(tty):
-    tty.show("1 of 2")
-    tty.emit(logging.makeLogRecord({"msg": "logged"}))
-    assert tty.stream.getvalue() == "\r\x1b[K1 of 2\r\x1b[Klogged\n1 of 2"
+def test_a_wrong_setting_is_one_line_and_status_2(clean_process, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_command(parser(), [], raising(SettingsError("X is wrong:\n  set Y")), lambda *_: iter(()))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "script: X is wrong: set Y\n"
 
 
-def test_the_line_is_no_longer_than_the_terminal_is_wide_and_red_when_it_alerts(tty, monkeypatch):
-    tty.show("x" * 100, alert=True)
-    assert tty.stream.getvalue() == f"\r\x1b[K\x1b[31m{'x' * 79}\x1b[0m"
-    monkeypatch.setenv("NO_COLOR", "1")
-    tty.show("calm", alert=True)
-    assert tty.stream.getvalue().endswith("\r\x1b[Kcalm")
+@pytest.mark.parametrize("error", [ValueError("a\nb"), KafkaTimeoutError("late"), OSError(5, "broken"), KeyError("x")])
+def test_any_other_exception_is_one_line_of_the_log_and_status_1_and_not_called_wrong_usage(
+    clean_process, capsys, caplog, error
+):
+    assert run_command(parser(), [], raising(error), lambda *_: iter(())) == 1
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert line.startswith(f"unexpected error: {type(error).__name__}: ")
+    assert "\n" not in line
+    assert capsys.readouterr().err == ""
 
 
-def test_where_there_is_no_terminal_only_the_log_is_written(monkeypatch):
-    monkeypatch.setattr("sys.stderr", io.StringIO())
-    terminal = console.Terminal()
-    terminal.show("1 of 2", alert=True)
-    terminal.emit(logging.makeLogRecord({"msg": "logged"}))
-    assert terminal.stream.getvalue() == "logged\n"
+def test_the_priority_is_told_to_the_journal(clean_process, capsys, monkeypatch):
+    monkeypatch.setattr(console, "is_journal", lambda: True)
+    with pytest.raises(SystemExit):
+        parser().error("wrong")
+    assert capsys.readouterr().err == "<3>script: wrong\n"
+
+
+# The results of --check
+
+RESULTS = [CheckResult(True, "Kafka: answers"), CheckResult(False, "clock: wrong\n")]
+
+
+class Stdout(io.TextIOWrapper):
+    """A standard output with an encoding, and perhaps an error when it is written to."""
+
+    def __init__(self, encoding="utf-8", error=None):
+        self.bytes, self.error = io.BytesIO(), error
+        super().__init__(self.bytes, encoding=encoding, write_through=True)
+
+    def flush(self):
+        if self.error:
+            raise self.error
+        super().flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"),
+    [
+        ("utf-8", "✓ Kafka: answers\n✗ clock: wrong\n"),
+        ("latin-1", "+ Kafka: answers\nx clock: wrong\n"),
+        ("ascii", "+ Kafka: answers\nx clock: wrong\n"),
+    ],
+)
+def test_results_are_a_line_each_whatever_the_encoding(monkeypatch, encoding, printed):
+    monkeypatch.setattr("sys.stdout", Stdout(encoding))
+    assert print_results(iter(RESULTS)) == 1
+    assert console.sys.stdout.bytes.getvalue().decode(encoding) == printed
+    assert print_results(iter(RESULTS[:1])) == 0
+
+
+def test_who_reads_the_first_line_only_gets_the_true_status(monkeypatch, caplog):
+    monkeypatch.setattr("sys.stdout", Stdout(error=BrokenPipeError()))
+    checked = []
+    assert print_results(checked.append(each) or each for each in RESULTS) == 1
+    assert checked == RESULTS
+    assert print_results(iter(RESULTS[:1])) == 0
+    assert caplog.messages == []
+
+
+def test_results_that_nobody_reads_hold_nobody_up(monkeypatch, caplog):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(1 << 16))
+    os.set_blocking(writer, True)
+    monkeypatch.setattr(console, "PRINT_SECONDS", 0.01)
+    with open(writer, "w") as full, open(reader, "rb"):
+        monkeypatch.setattr("sys.stdout", full)
+        assert print_results(iter(RESULTS[:1] * 2)) == 1
+    assert caplog.messages == ["can't print the results: nobody reads them"]
+
+
+def test_results_that_can_not_be_printed_are_said_and_are_status_1(monkeypatch, caplog):
+    monkeypatch.setattr("sys.stdout", Stdout(error=OSError(errno.ENOSPC, "No space left on device")))
+    assert print_results(iter(RESULTS[:1] * 2)) == 1
+    assert caplog.messages == ["can't print the results: No space left on device"]
+
+
+def test_the_check_has_its_own_status(clean_process, capsys):
+    never = raising(AssertionError("it ran"))
+    assert run_command(parser(), ["--check"], never, lambda *_: iter(RESULTS)) == 1
+    assert capsys.readouterr().out == "✓ Kafka: answers\n✗ clock: wrong\n"
+
+
+def test_types_of_arguments_tell_their_own_text():
+    with pytest.raises(argparse.ArgumentTypeError, match="is no topic's name"):
+        console.argument(console.topic_name)("a b")

@@ -8,7 +8,7 @@ from kafka.errors import (
 )
 
 import kconsumer
-from eventkafkapostgres import checks, console
+from eventkafkapostgres import console, postgres_checks
 from eventkafkapostgres.schema import STATEMENTS
 from kconsumer import main
 
@@ -25,6 +25,7 @@ def environ(clean_process, root):
         ("PGSSLROOTCERT", root),
     ):
         clean_process.setenv(name, text)
+    clean_process.setattr(kconsumer, "log_config_problems", lambda options, context, topic: None)
     return clean_process
 
 
@@ -75,7 +76,7 @@ def never_runs(environ):
         ("KAFKA_CONSUMER_TIMEOUT_MS", "5", "KAFKA_CONSUMER_TIMEOUT_MS can't be set"),
         ("KAFKA_MAX_POLL_RECORDS", "many", "KAFKA_MAX_POLL_RECORDS must be a whole number"),
         ("KAFKA_REQUEST_TIMEOUT_MS", "6000", "KAFKA_REQUEST_TIMEOUT_MS must be less than KAFKA_HEARTBEAT_INTERVAL_MS"),
-        ("KAFKA_NONSENSE", "1", "KAFKA_NONSENSE is no setting"),
+        ("KAFKA_GROUPID", "1", "KAFKA_GROUPID: did you mean KAFKA_GROUP_ID"),
         ("DATABASE_URL", None, "DATABASE_URL is not set, and PGHOST isn't either"),
         ("DATABASE_URL", "postgres://u:s3cret@db/d?nosuch=1", "DATABASE_URL is no service URI"),
         ("PGSSLROOTCERT", "/nowhere/ca.pem", "can't read /nowhere/ca.pem"),
@@ -121,13 +122,14 @@ def test_settings_that_kafka_python_itself_refuses_end_with_status_2_and_one_lin
 def test_the_check_says_how_far_the_clock_is_from_the_servers(database, monkeypatch, ahead, finding):
     connection = create_autospec(psycopg2.extensions.connection, instance=True)
     connection.info = create_autospec(psycopg2.extensions.ConnectionInfo, instance=True, server_version=180001)
+    connection.info.dsn_parameters = {"sslmode": "verify-full"}
     cursor = connection.cursor.return_value
     cursor.fetchone.side_effect = [(1e9 + ahead, 50), (True, True)]
     cursor.fetchall.return_value = [(name,) for name in STATEMENTS]
     database.url, database.options = "", {}
     monkeypatch.setattr(psycopg2, "connect", lambda url, **options: connection)
-    monkeypatch.setattr(checks.time, "time", lambda: 1e9)
-    assert finding in list(checks.check_postgres(database))
+    monkeypatch.setattr(postgres_checks.time, "time", lambda: 1e9)
+    assert finding in list(postgres_checks.check_postgres(database))
     connection.close.assert_called_once_with()
 
 

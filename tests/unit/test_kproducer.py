@@ -19,6 +19,7 @@ from kafka.errors import (
 import kproducer
 from eventkafkapostgres import console, message
 from eventkafkapostgres.bandwidth import Sample
+from eventkafkapostgres.outages import explain_kafka_error
 from kproducer import bandwidth_exceed_event_system, main
 
 OBSERVED_AT = datetime(2026, 11, 23, 16, 22, 4, 796005, tzinfo=UTC)
@@ -242,7 +243,7 @@ def test_a_setting_that_kafka_python_itself_refuses_ends_with_status_2_and_one_l
 
     clean_process.setattr(kproducer, "KafkaProducer", Refusing)
     clean_process.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
-    assert str(error) in run_main(["--outbox", str(tmp_path / "outbox.sqlite")], capsys)
+    assert explain_kafka_error(str(error)) in run_main(["--outbox", str(tmp_path / "outbox.sqlite")], capsys)
 
 
 def test_help_names_every_setting_and_exit_status(clean_process, capsys):

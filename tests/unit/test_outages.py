@@ -1,17 +1,9 @@
 import logging
-from datetime import UTC, datetime
-from uuid import UUID
 
 import pytest
 
 from eventkafkapostgres import outages
-from eventkafkapostgres.outages import Outage, plain
-
-OBSERVED_AT = datetime(2026, 11, 23, 16, 22, 4, 796005, tzinfo=UTC)
-
-
-EVENT_ID = UUID("01a20b20-7007-7b5a-b044-fec6a3afb754")
-
+from eventkafkapostgres.outages import Outage, counted, explain_kafka_error
 
 # What kafka-python says
 
@@ -22,15 +14,20 @@ EVENT_ID = UUID("01a20b20-7007-7b5a-b044-fec6a3afb754")
         ("[SSL: CERTIFICATE_VERIFY_FAILED] Hostname mismatch, certificate is not valid", "for another host name"),
         ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate has expired", "has expired"),
         ("[SSL: CERTIFICATE_VERIFY_FAILED] self signed", "not signed by the CA in KAFKA_SSL_CAFILE"),
-        ("[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED]", "wants a client certificate"),
+        ("[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED]", "requires a client certificate"),
         ("SaslAuthenticationFailedError: no", "KAFKA_SASL_PLAIN_USERNAME with its password"),
         ("Topic warnings not found in cluster metadata", "the topic warnings is missing"),
         ("DNS lookup failed for nohost:9092, exception", "there is no host nohost"),
-        ("what nobody thought of", "what nobody thought of"),
+        (
+            "Libraries for zstd compression codec not found",
+            "compression zstd needs the Python package zstandard: pip install",
+        ),
+        ("[Error 32] InvalidTimestampError", "this host's clock is wrong"),
+        ("what nobody\nthought of", "what nobody thought of"),
     ],
 )
 def test_an_error_of_kafka_python_is_put_in_plain_words(text, meaning):
-    assert meaning in plain(text)
+    assert meaning in explain_kafka_error(text)
 
 
 def test_the_most_telling_cause_is_kept_for_a_while_and_then_gives_way(kafka_log, clock):
@@ -48,6 +45,7 @@ def test_the_most_telling_cause_is_kept_for_a_while_and_then_gives_way(kafka_log
 
 
 def test_an_outage_says_each_cause_once_and_its_end_once(caplog):
+    caplog.set_level(logging.INFO)
     outage = Outage("Kafka", logging.getLogger("kproducer"))
     outage.end()
     for cause in ("refused", "refused", "silent", "refused"):
@@ -61,3 +59,8 @@ def test_an_outage_says_each_cause_once_and_its_end_once(caplog):
         "Kafka: works again",
         "Kafka: refused; trying again",
     ]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING", "INFO", "WARNING"]
+
+
+def test_one_is_singular():
+    assert [counted(number, "warning") for number in (0, 1, 2)] == ["0 warnings", "1 warning", "2 warnings"]

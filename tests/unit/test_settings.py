@@ -1,50 +1,26 @@
-import json
+import contextlib
+import logging
 import math
-from datetime import UTC, datetime
-from uuid import UUID
+import os
+import re
+import socket
+import ssl
 
 import psycopg2
 import pytest
 from kafka import KafkaConsumer, KafkaProducer
 
-from eventkafkapostgres.message import FIELDS
-from eventkafkapostgres.outages import first_line
+from eventkafkapostgres.outages import SettingsError, first_line
 from eventkafkapostgres.settings import (
     CONSUMER_OPTIONS,
-    CONSUMER_PROMISE,
+    FIXED_CONSUMER_OPTIONS,
+    FIXED_PRODUCER_OPTIONS,
+    KEEPALIVE_OPTIONS,
     PRODUCER_OPTIONS,
-    PRODUCER_PROMISE,
     kafka_options,
     postgres_options,
 )
 from eventkafkapostgres.tls import Certificates
-
-GOOD = {
-    "event_id": "01a20b20-7007-7b5a-b044-fec6a3afb754",
-    "observed_at": "2026-11-23T16:22:04.796005+00:00",
-    "host": "web-1",
-    "interfaces": ["eth0"],
-    "bytes_sent_per_second": 812345.6,
-    "bytes_received_per_second": 3120456.1,
-    "bytes_per_second": 3932801.7,
-    "limit_bytes_per_second": 1000000.0,
-    "message": "Bandwidth exceeded on web-1: 3.93 MB/s is over the limit of 1.00 MB/s",
-}
-
-
-NUMBERS = tuple(FIELDS)[4:8]
-
-
-def good(**changed):
-    """A message with some fields changed, as json.dumps() writes it. A field that is ... is left out."""
-    return json.dumps({name: value for name, value in (GOOD | changed).items() if value is not ...}).encode()
-
-
-OBSERVED_AT = datetime(2026, 11, 23, 16, 22, 4, 796005, tzinfo=UTC)
-
-
-EVENT_ID = UUID("01a20b20-7007-7b5a-b044-fec6a3afb754")
-
 
 # Settings of Kafka
 
@@ -58,7 +34,7 @@ SASL = {
 
 
 def producer_options(**environ):
-    return kafka_options(KafkaProducer, {**KAFKA, **environ}, PRODUCER_OPTIONS, PRODUCER_PROMISE)
+    return kafka_options(KafkaProducer, {**KAFKA, **environ}, PRODUCER_OPTIONS, FIXED_PRODUCER_OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -85,20 +61,20 @@ def test_a_setting_has_the_type_of_kafka_pythons_option(name, text, value):
 def test_without_a_word_tls_is_used_and_the_promise_is_kept():
     options = producer_options()
     assert options["security_protocol"] == "SSL"
-    assert options.items() >= PRODUCER_PROMISE.items()
+    assert options.items() >= FIXED_PRODUCER_OPTIONS.items()
     assert (options["acks"], options["delivery_timeout_ms"], options["max_block_ms"]) == ("all", math.inf, 0)
 
 
-@pytest.mark.parametrize("option", PRODUCER_PROMISE)
+@pytest.mark.parametrize("option", FIXED_PRODUCER_OPTIONS)
 def test_what_the_promise_rests_on_cannot_be_set(option):
-    with pytest.raises(ValueError, match=f"KAFKA_{option.upper()} can't be set"):
+    with pytest.raises(SettingsError, match=f"KAFKA_{option.upper()} can't be set"):
         producer_options(**{f"KAFKA_{option.upper()}": "1"})
 
 
 def test_settings_that_only_the_other_script_knows_are_accepted_and_left_out():
     environ = {"KAFKA_MAX_POLL_RECORDS": "10", "KAFKA_LINGER_MS": "5", **KAFKA}
-    producers = kafka_options(KafkaProducer, environ, PRODUCER_OPTIONS, PRODUCER_PROMISE)
-    consumers = kafka_options(KafkaConsumer, environ, CONSUMER_OPTIONS, CONSUMER_PROMISE)
+    producers = kafka_options(KafkaProducer, environ, PRODUCER_OPTIONS, FIXED_PRODUCER_OPTIONS)
+    consumers = kafka_options(KafkaConsumer, environ, CONSUMER_OPTIONS, FIXED_CONSUMER_OPTIONS)
     assert ("max_poll_records" in producers, producers["linger_ms"]) == (False, 5)
     assert ("linger_ms" in consumers, consumers["max_poll_records"]) == (False, 10)
 
@@ -120,12 +96,19 @@ def test_settings_that_only_the_other_script_knows_are_accepted_and_left_out():
             "KAFKA_BOOTSTRAP_SERVERS must be the brokers' addresses, as host:port,host:port",
         ),
         ({"KAFKA_BOOTSTRAP_SERVERS": "kafka://a:9092"}, "KAFKA_BOOTSTRAP_SERVERS must be"),
-        ({"KAFKA_BOOTSTRAP_SERVER": "a:1"}, "KAFKA_BOOTSTRAP_SERVER is no setting of kafka-python"),
-        ({"KAFKA_SSL_CONTEXT": "x"}, "KAFKA_SSL_CONTEXT is no setting"),
-        ({"KAFKA_VALUE_SERIALIZER": "x"}, "KAFKA_VALUE_SERIALIZER is no setting"),
-        ({"KAFKA_SELECTOR": "x"}, "KAFKA_SELECTOR is no setting"),
-        ({"KAFKA_METRIC_REPORTERS": "x"}, "KAFKA_METRIC_REPORTERS is no setting"),
-        ({"KAFKA_": "x"}, "KAFKA_ is no setting"),
+        ({"KAFKA_BOOTSTRAP_SERVERS": "a..b:9092"}, "KAFKA_BOOTSTRAP_SERVERS must be"),
+        ({"KAFKA_BOOTSTRAP_SERVERS": f"{'a' * 64}.example:9092"}, "KAFKA_BOOTSTRAP_SERVERS must be"),
+        ({"KAFKA_SSL_CONTEXT": "x"}, "KAFKA_SSL_CONTEXT is an option of kafka-python that no text can give"),
+        ({"KAFKA_VALUE_SERIALIZER": "x"}, "KAFKA_VALUE_SERIALIZER is an option"),
+        ({"KAFKA_SELECTOR": "x"}, "KAFKA_SELECTOR is an option"),
+        ({"KAFKA_METRIC_REPORTERS": "x"}, "KAFKA_METRIC_REPORTERS is an option"),
+        ({"KAFKA_KAFKA_CLIENT": "x"}, "KAFKA_KAFKA_CLIENT is an option"),
+        ({"KAFKA_LINGER_MS": "-1"}, "KAFKA_LINGER_MS must be a whole number from 0 to 2147483647"),
+        ({"KAFKA_METADATA_MAX_AGE_MS": "0"}, "KAFKA_METADATA_MAX_AGE_MS must be a whole number from 1 to 2147483647"),
+        ({"KAFKA_SEND_BUFFER_BYTES": "2147483648"}, "KAFKA_SEND_BUFFER_BYTES must be a whole number from 1"),
+        ({"KAFKA_CLIENT_ID": "a\udcffb"}, "KAFKA_CLIENT_ID must be printable text"),
+        ({"KAFKA_CLIENT_RACK": "a\nb"}, "KAFKA_CLIENT_RACK must be printable text"),
+        ({"KAFKA_PROXY_URL": "ftp://a:1"}, "KAFKA_PROXY_URL must be socks5://host:port"),
         ({"KAFKA_LINGER_MS": "5ms"}, "KAFKA_LINGER_MS must be a whole number"),
         ({"KAFKA_LINGER_MS": "1.5"}, "KAFKA_LINGER_MS must be a whole number"),
         ({"KAFKA_RECEIVE_BUFFER_BYTES": "many"}, "KAFKA_RECEIVE_BUFFER_BYTES must be a whole number"),
@@ -140,14 +123,94 @@ def test_settings_that_only_the_other_script_knows_are_accepted_and_left_out():
     ],
 )
 def test_a_wrong_setting_is_named(environ, message):
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(SettingsError, match=message) as caught:
         producer_options(**environ)
     assert "\n" not in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("KAFKA_BOOTSTRAP_SERVER", "KAFKA_BOOTSTRAP_SERVERS"),
+        ("KAFKA_BOOTSTRAPSERVERS", "KAFKA_BOOTSTRAP_SERVERS"),
+        ("KAFKA_BOOSTRAP_SERVERS", "KAFKA_BOOTSTRAP_SERVERS"),
+        ("KAFKA_SSL_CA_FILE", "KAFKA_SSL_CAFILE"),
+        ("KAFKA_SSL_CERT_FILE", "KAFKA_SSL_CERTFILE"),
+        ("KAFKA_SECURITY_PROTOCOLL", "KAFKA_SECURITY_PROTOCOL"),
+        ("KAFKA_SASL_MECHANISMS", "KAFKA_SASL_MECHANISM"),
+        ("KAFKA_SASL_USERNAME", "KAFKA_SASL_PLAIN_USERNAME"),
+        ("KAFKA_SASL_PASSWORD", "KAFKA_SASL_PLAIN_PASSWORD"),
+        ("KAFKA_REQUEST_TIMEOUT", "KAFKA_REQUEST_TIMEOUT_MS"),
+    ],
+)
+def test_a_misspelt_setting_is_told_with_the_right_name(name, right):
+    environ = {name: "s3cret"} if right == "KAFKA_BOOTSTRAP_SERVERS" else {**KAFKA, name: "s3cret"}
+    with pytest.raises(SettingsError, match=rf"^{name}: did you mean {right}\?") as caught:
+        kafka_options(KafkaProducer, environ, PRODUCER_OPTIONS, FIXED_PRODUCER_OPTIONS)
+    assert "s3cret" not in str(caught.value)
+
+
+KUBERNETES = [  # of the services kafka, kafka-bootstrap, kafka-bootstrap-servers and kafka-ssl-cafile
+    f"KAFKA_{service}{name}"
+    for service in ("", "BOOTSTRAP_", "BOOTSTRAP_SERVERS_", "SSL_CAFILE_")
+    for name in (
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "SERVICE_PORT_TCP_CLIENT",
+        "PORT",
+        "PORT_9092_TCP",
+        "PORT_9092_TCP_ADDR",
+        "PORT_9092_TCP_PORT",
+        "PORT_9092_TCP_PROTO",
+    )
+]
+KAFKAS_OWN = re.findall(  # of Kafka's scripts and of the images that turn variables into a broker's configuration
+    r"\w+",
+    "HOME OPTS HEAP_OPTS LOG4J_OPTS JMX_OPTS JMX_PORT GC_LOG_OPTS JVM_PERFORMANCE_OPTS DEBUG VERSION NODE_ID BROKER_ID "
+    "LISTENERS ADVERTISED_LISTENERS LOG_DIRS ZOOKEEPER_CONNECT SASL_ENABLED_MECHANISMS SSL_KEYSTORE_LOCATION "
+    "SSL_KEYSTORE_PASSWORD SSL_KEY_PASSWORD SSL_TRUSTSTORE_LOCATION SSL_CLIENT_AUTH AUTO_CREATE_TOPICS_ENABLE "
+    "GROUP_INITIAL_REBALANCE_DELAY_MS REPLICA_FETCH_MAX_BYTES REPLICA_FETCH_MIN_BYTES MESSAGE_MAX_BYTES "
+    "SOCKET_SEND_BUFFER_BYTES SOCKET_RECEIVE_BUFFER_BYTES TRANSACTION_MAX_TIMEOUT_MS BROKERS URL HOST TOPIC "
+    "BOOTSTRAP_SERVERS_URL SCHEMA_REGISTRY_URL CFG_NODE_ID NONSENSE",
+)
+
+
+@pytest.mark.parametrize("name", [*KUBERNETES, *(f"KAFKA_{name}" for name in KAFKAS_OWN), "KAFKA_"])
+def test_a_name_that_is_no_option_belongs_to_somebody_else(name, caplog):
+    caplog.set_level(logging.INFO)
+    assert producer_options(**{name: "tcp://10.0.0.7:9092"}) == producer_options()
+    assert caplog.messages == [f"no options of kafka-python, not used: {name}"]
+
+
+def test_all_names_that_belong_to_somebody_else_are_one_line_of_the_log(caplog):
+    caplog.set_level(logging.INFO)
+    producer_options(**dict.fromkeys(KUBERNETES, "tcp://10.0.0.7:9092"))
+    (line,) = caplog.messages
+    assert line.endswith(f", KAFKA_BOOTSTRAP_PORT_9092_TCP_PROTO and {len(KUBERNETES) - 5} more")
+
+
+def test_a_name_that_is_like_a_setting_is_no_error_beside_that_setting():
+    assert producer_options(KAFKA_BOOTSTRAP_SERVER="b:1") == producer_options()
+
+
+@pytest.mark.parametrize(
+    ("environ", "warnings"),
+    [
+        ({}, []),
+        ({"KAFKA_SECURITY_PROTOCOL": "PLAINTEXT"}, ["Kafka: PLAINTEXT is plain text"]),
+        ({**SASL, "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT"}, ["Kafka: SASL_PLAINTEXT is plain text"]),
+        (SASL, []),
+        ({"KAFKA_SSL_CHECK_HOSTNAME": "false"}, ["Kafka: KAFKA_SSL_CHECK_HOSTNAME=false does not check"]),
+    ],
+)
+def test_kafka_without_tls_or_of_unknown_identity_is_warned_about(environ, warnings, caplog):
+    producer_options(**environ)
+    assert [message[: len(text)] for message, text in zip(caplog.messages, warnings, strict=True)] == warnings
+
+
 def test_an_address_that_holds_a_password_is_refused_without_printing_it():
-    with pytest.raises(ValueError, match="KAFKA_BOOTSTRAP_SERVERS") as caught:
+    with pytest.raises(SettingsError, match="KAFKA_BOOTSTRAP_SERVERS") as caught:
         producer_options(KAFKA_BOOTSTRAP_SERVERS="kafka://avnadmin:s3cret@a.example:9092")
     assert "s3cret" not in str(caught.value)
 
@@ -155,8 +218,8 @@ def test_an_address_that_holds_a_password_is_refused_without_printing_it():
 @pytest.mark.parametrize(
     ("client", "options", "promise"),
     [
-        (KafkaProducer, PRODUCER_OPTIONS, PRODUCER_PROMISE),
-        (KafkaConsumer, CONSUMER_OPTIONS, CONSUMER_PROMISE),
+        (KafkaProducer, PRODUCER_OPTIONS, FIXED_PRODUCER_OPTIONS),
+        (KafkaConsumer, CONSUMER_OPTIONS, FIXED_CONSUMER_OPTIONS),
     ],
 )
 def test_kafka_python_knows_every_option_that_it_is_given(client, options, promise):
@@ -169,46 +232,88 @@ def test_kafka_python_knows_every_option_that_it_is_given(client, options, promi
 
 
 def postgres(root, **environ):
-    return postgres_options({"PGHOST": "db.example", "PGSSLROOTCERT": root, **environ})
+    """What the driver is given, as libpq sees it: URL, options, environment."""
+    environ = {"PGHOST": "db.example", "PGSSLROOTCERT": root, **environ}
+    url, options = postgres_options(environ)
+    return url, options, environ
 
 
 def test_without_a_word_the_server_is_verified_in_full_and_silence_is_noticed(root, caplog):
-    url, options = postgres(root)
+    url, options, environ = postgres(root)
     assert url == ""
-    assert options["sslmode"] == "verify-full"
-    assert options["connect_timeout"] > 0
+    assert environ["PGSSLMODE"] == "verify-full"
+    assert int(environ["PGCONNECT_TIMEOUT"]) > 0
     assert options["keepalives_idle"] > 0
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize(
-    ("environ", "sslmode"),
-    [
-        ({"DATABASE_URL": "postgres://u:s3cret@db:5432/d?sslmode=require"}, None),
-        ({"DATABASE_URL": "postgres://u:s3cret@db:5432/d"}, "verify-full"),
-        ({"DATABASE_URL": "postgres://u:s3cret@db/d", "PGSSLMODE": "disable"}, None),
-        ({"DATABASE_URL": "postgres://u:s3cret@db/d?sslmode=verify-full", "PGSSLMODE": "disable"}, None),
-        ({"DATABASE_URL": "host=db password=s3cret sslmode=verify-ca"}, None),
-        ({"PGSSLMODE": "verify-ca"}, None),
-    ],
-)
-def test_what_the_url_or_a_variable_says_of_tls_is_obeyed(root, environ, sslmode):
-    url, options = postgres(root, **environ)
-    assert url == environ.get("DATABASE_URL", "")
-    assert options.get("sslmode") == sslmode
+def test_our_defaults_are_where_libpq_looks_last(root):
+    url, options, environ = postgres(root, DATABASE_URL="postgres://u@db/d?sslmode=require&keepalives_idle=9")
+    assert url == "postgres://u@db/d?sslmode=require&keepalives_idle=9"
+    assert options.keys() == KEEPALIVE_OPTIONS.keys() - {"keepalives_idle"}
+    assert environ["PGSSLMODE"] == "verify-full"
+    assert postgres(root, PGSSLMODE="verify-ca", PGAPPNAME="mine")[2].items() >= {
+        ("PGSSLMODE", "verify-ca"),
+        ("PGAPPNAME", "mine"),
+    }
+
+
+def resolved(tmp_path, monkeypatch, **environ):
+    """What libpq itself makes of these settings, for a server that closes each connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (tmp_path / "services").write_text(f"""
+[aiven]
+host=127.0.0.1
+port={server.getsockname()[1]}
+sslmode=verify-ca
+sslrootcert=/from/the/service
+dbname=of-the-service
+""")
+        for name, text in {"PGSERVICEFILE": str(tmp_path / "services"), **environ}.items():
+            monkeypatch.setenv(name, text)
+        url, options = postgres_options(os.environ)
+        with contextlib.closing(psycopg2.connect(url, async_=True, **options)) as connection:
+            return connection.info.dsn_parameters
+
+
+@pytest.mark.parametrize("how", [{"PGSERVICE": "aiven"}, {"DATABASE_URL": "postgres:///?service=aiven"}])
+def test_what_the_service_file_says_wins_over_our_defaults(tmp_path, clean_process, how, caplog):
+    parameters = resolved(tmp_path, clean_process, **how)
+    assert parameters["sslmode"] == "verify-ca"
+    assert parameters["sslrootcert"] == "/from/the/service"
+    assert parameters["dbname"] == "of-the-service"
+    assert parameters["application_name"] == "kconsumer"
+    assert caplog.messages == []
+
+
+def test_what_the_url_says_wins_over_the_service_file(tmp_path, clean_process):
+    parameters = resolved(tmp_path, clean_process, DATABASE_URL="postgres:///d?service=aiven&sslmode=disable")
+    assert (parameters["sslmode"], parameters["dbname"]) == ("disable", "d")
 
 
 @pytest.mark.parametrize(
-    ("environ", "left_out"),
+    "environ",
     [
-        ({"DATABASE_URL": "postgres://u@db/d?connect_timeout=9"}, "connect_timeout"),
-        ({"PGCONNECT_TIMEOUT": "9"}, "connect_timeout"),
-        ({"PGAPPNAME": "mine"}, "application_name"),
-        ({"DATABASE_URL": "postgres://u@db/d?keepalives_idle=9"}, "keepalives_idle"),
+        {"DATABASE_URL": "postgres:///d"},
+        {"DATABASE_URL": "postgres:///d?host=/run/postgresql"},
+        {"DATABASE_URL": "postgres://%2Frun%2Fpostgresql/d", "PGSSLMODE": "disable"},
+        {"PGHOST": "/run/postgresql"},
     ],
 )
-def test_our_option_gives_way_to_one_that_is_set(root, environ, left_out):
-    assert left_out not in postgres(root, **environ)[1]
+def test_a_unix_socket_has_no_tls_and_needs_no_root_certificate(environ, caplog):
+    postgres_options({"PGSSLROOTCERT": "/nowhere", **environ})
+    assert caplog.messages == []
+
+
+def test_the_systems_cas_are_those_that_python_knows():
+    environ = {"PGHOST": "db", "PGSSLROOTCERT": "system"}
+    postgres_options(environ)
+    paths = ssl.get_default_verify_paths()
+    assert environ.get("SSL_CERT_FILE") == paths.cafile
+    assert environ.get("SSL_CERT_DIR") == paths.capath
+    mine = {"PGHOST": "db", "PGSSLROOTCERT": "system", "SSL_CERT_FILE": "/mine"}
+    postgres_options(mine)
+    assert mine["SSL_CERT_FILE"] == "/mine"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +342,10 @@ def test_a_mode_that_does_not_check_the_server_is_warned_about(root, caplog, ssl
         ({"PGHOST": ""} | {"PGSSLMODE": "disable"}, "DATABASE_URL is not set, and PGHOST isn't either"),
         ({"DATABASE_URL": "postgres://u:s3cret@db:x/d"}, r"PGPORT \(or the port in DATABASE_URL\) must be a number"),
         ({"PGPORT": "s3cret"}, r"PGPORT \(or the port in DATABASE_URL\) must be a number"),
+        ({"DATABASE_URL": "postgres://u:p@s3cret@db/d"}, "'@' and '/' in a user or password must be written as %40"),
+        ({"DATABASE_URL": "postgres://u:p@s3cret@db"}, "must be written as %40"),
+        ({"DATABASE_URL": "postgresql://u:12/s3cret@db/d"}, "must be written as %40"),
+        ({"DATABASE_URL": "postgres://u:s3cret@db:65536/d"}, "must be a number from 1 to 65535"),
         ({"DATABASE_URL": "postgres://u:s3cret@db/d?nosuch=1"}, "DATABASE_URL is no service URI"),
         ({"DATABASE_URL": "postgres://u:s3cret@[db/d"}, "DATABASE_URL is no service URI"),
         ({"DATABASE_URL": "s3cret"}, "DATABASE_URL is no service URI"),
@@ -250,16 +359,28 @@ def test_a_mode_that_does_not_check_the_server_is_warned_about(root, caplog, ssl
 def test_a_wrong_setting_of_postgresql_is_named_and_no_secret_is_told(root, environ, message):
     environ = {"PGHOST": "db.example", "PGSSLROOTCERT": root} | environ
     environ = {name: text for name, text in environ.items() if text}
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(SettingsError, match=message) as caught:
         postgres_options(environ)
     assert "s3cret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_no_root_certificate_is_needed_where_none_is_used(tmp_path):
-    environ = {"PGHOST": "db", "PGSSLROOTCERT": "/nowhere", "PGSSLMODE": "require"}
-    assert "sslmode" not in postgres_options(environ)[1]
-    assert postgres_options({"PGHOST": "db", "PGSSLROOTCERT": "system"})[1]["sslmode"] == "verify-full"
+def test_no_root_certificate_is_needed_where_none_is_used():
+    postgres_options({"PGHOST": "db", "PGSSLROOTCERT": "/nowhere", "PGSSLMODE": "require"})
+    postgres_options({"PGHOST": "db", "PGSSLROOTCERT": "system"})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://u:p%40ss@db/d?application_name=a@b",
+        "postgres://u@a,b:5433/d",
+        "postgres://db",
+        "host=db password=p@ss@word",
+    ],
+)
+def test_an_at_sign_where_it_may_be_is_no_error(root, url):
+    assert postgres(root, DATABASE_URL=url)[0] == url
 
 
 @pytest.mark.parametrize(

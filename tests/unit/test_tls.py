@@ -9,7 +9,6 @@ import threading
 import time
 from argparse import Namespace
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 import pytest
 import trustme
@@ -17,14 +16,10 @@ from kafka.errors import (
     KafkaError,
 )
 
-import eventkafkapostgres.tls
-from eventkafkapostgres.tls import Certificates, PatientSocket, certificate_ends
-
-OBSERVED_AT = datetime(2026, 11, 23, 16, 22, 4, 796005, tzinfo=UTC)
-
-
-EVENT_ID = UUID("01a20b20-7007-7b5a-b044-fec6a3afb754")
-
+import eventkafkapostgres.workarounds
+from eventkafkapostgres.outages import SettingsError
+from eventkafkapostgres.tls import Certificates, Expiry, expiry_dates, expiry_text
+from eventkafkapostgres.workarounds import DataBeforeEnd
 
 # TLS
 
@@ -66,7 +61,7 @@ def test_tls_checks_the_broker_and_its_handshake_has_a_deadline(pem):
     context = tls_context(options)
     assert context.verify_mode == ssl.CERT_REQUIRED
     assert context.check_hostname
-    assert context.sslsocket_class is PatientSocket
+    assert context.sslsocket_class is DataBeforeEnd
     assert options == {"security_protocol": "SSL", "client_id": "x"}  # kafka-python gets the context instead
 
 
@@ -111,7 +106,7 @@ def test_a_key_with_a_password_is_opened_with_it(pem):
 def test_a_file_that_does_not_do_is_named(pem, wrong, message):
     right = {"cafile": pem.ca, "certfile": pem.one, "keyfile": pem.one_key}
     files = {name: getattr(pem, value or "", value) for name, value in wrong.items()}
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(SettingsError, match=message) as caught:
         tls_context(tls(**(right | files)))
     assert "\n" not in str(caught.value)
     assert "wr0ng" not in str(caught.value)
@@ -128,7 +123,7 @@ def test_a_connection_that_is_reset_before_its_tls_is_an_error_that_kafka_python
 
 
 def test_a_handshake_with_a_peer_that_stays_silent_ends(pem, monkeypatch):
-    monkeypatch.setattr(eventkafkapostgres.tls, "HANDSHAKE_SECONDS", 0.01)
+    monkeypatch.setattr(eventkafkapostgres.workarounds, "HANDSHAKE_SECONDS", 0.01)
     ours, silent = socket.socketpair()
     with silent, ours:
         context = tls_context(tls(cafile=pem.ca))
@@ -182,39 +177,96 @@ def test_certificates_that_were_renewed_on_disk_are_used_and_half_written_ones_a
     certificates = Certificates(tls(cafile=pem.ca, certfile=str(cert), keyfile=str(key)))
     certificates.renew()
     assert caplog.messages == []
-    old = certificate_shown(certificates.context, pem)
+    old, before = certificate_shown(certificates.context, pem), cert.stat()
     shutil.copy(pem.other, cert)
-    os.utime(cert, ns=(1, 1))
+    os.utime(cert, ns=(before.st_mtime_ns, before.st_mtime_ns))
     certificates.renew()
     assert certificate_shown(certificates.context, pem) == old
     (message,) = caplog.messages
     assert "can't be used, the old ones are: KAFKA_SSL_CERTFILE and KAFKA_SSL_KEYFILE" in message
     shutil.copy(pem.other_key, key)
-    os.utime(key, ns=(2, 2))
     certificates.renew()
     certificates.renew()
     assert certificate_shown(certificates.context, pem) != old
     assert caplog.messages[1:] == ["the certificates on disk were renewed: new connections use them"]
 
 
-def test_a_certificate_that_ends_soon_is_said_once_a_day(pem, tmp_path, caplog):
-    now = datetime.now(UTC)
-    issued = trustme.CA().issue_cert("a.example", not_after=now + timedelta(days=7, hours=1))
-    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert")
-    issued.private_key_pem.write_to_path(tmp_path / "key")
+def test_files_that_are_gone_are_said_once_and_again_when_they_are_gone_again(pem, tmp_path, caplog):
+    ca = tmp_path / "ca.pem"
+    shutil.copy(pem.ca, ca)
+    certificates = Certificates(tls(cafile=str(ca)))
+    for _ in range(2):
+        ca.unlink()
+        certificates.renew()
+        certificates.renew()
+        shutil.copy(pem.ca, ca)
+        certificates.renew()
+    gone = [message for message in caplog.messages if "can't be used, the old ones are" in message]
+    assert len(gone) == 2
+    assert all(str(ca) in message for message in gone)
+
+
+def expiring(days, name="a.example"):
+    """A certificate that expires in so many days and an hour, in PEM, with its key."""
+    issued = trustme.CA().issue_cert(name, not_after=datetime.now(UTC) + timedelta(days=days, hours=1))
+    return issued.cert_chain_pems[0].bytes(), issued.private_key_pem.bytes()
+
+
+def test_a_certificate_that_expires_soon_is_said_once_a_day(pem, tmp_path, caplog):
+    for path, content in zip((tmp_path / "cert", tmp_path / "key"), expiring(7), strict=True):
+        path.write_bytes(content)
     files = {"cafile": pem.ca, "certfile": str(tmp_path / "cert"), "keyfile": str(tmp_path / "key")}
     certificates = Certificates(tls(**files))
-    assert next(certificates.days_left(now)) == ("KAFKA_SSL_CERTFILE", 1, 7)
+    assert next(certificates.expiries(datetime.now(UTC))) == Expiry("KAFKA_SSL_CERTFILE", 1, 7)
     certificates.renew()
     certificates.renew()
-    assert caplog.messages == ["KAFKA_SSL_CERTFILE ends in 7 days: get a new one"]
+    assert caplog.messages == ["KAFKA_SSL_CERTFILE expires in 7 days: get a new one"]
 
 
-def test_the_end_of_each_certificate_in_a_file_is_found(tmp_path):
+def test_a_bundle_of_cas_is_as_good_as_its_best_and_its_comments_may_be_in_any_encoding(tmp_path, caplog):
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes("# Zürich\n".encode("latin-1") + b"".join(expiring(days)[0] for days in (-1400, 3, 900, -2)))
+    certificates = Certificates(tls(cafile=str(bundle)))
+    assert [*certificates.expiries(datetime.now(UTC))] == [Expiry("KAFKA_SSL_CAFILE", 4, 900)]
+    certificates.renew()
+    assert caplog.messages == []
+
+
+def test_a_bundle_in_which_all_cas_have_expired_is_said(tmp_path, caplog):
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(b"".join(expiring(days)[0] for days in (-1400, -3)))
+    Certificates(tls(cafile=str(bundle))).renew()
+    assert caplog.messages == ["KAFKA_SSL_CAFILE expired 2 days ago: get a new one"]
+
+
+def test_a_chain_is_as_good_as_the_first_that_expires(pem, tmp_path):
+    (cert, key), (intermediate, _) = expiring(500), expiring(40)
+    (tmp_path / "cert").write_bytes(cert + intermediate)
+    (tmp_path / "key").write_bytes(key)
+    certificates = Certificates(tls(certfile=str(tmp_path / "cert"), keyfile=str(tmp_path / "key")))
+    assert [*certificates.expiries(datetime.now(UTC))] == [Expiry("KAFKA_SSL_CERTFILE", 2, 40)]
+
+
+@pytest.mark.parametrize(
+    ("days", "text"),
+    [
+        (-3, "expired 2 days ago: get a new one"),
+        (-2, "expired 1 day ago: get a new one"),
+        (0, "expires in 0 days: get a new one"),
+        (1, "expires in 1 day: get a new one"),
+        (29, "expires in 29 days: get a new one"),
+        (30, "expires in 30 days"),
+    ],
+)
+def test_how_long_a_certificate_is_valid_is_said_in_words(days, text):
+    assert expiry_text(days) == text
+
+
+def test_when_each_certificate_in_a_file_expires_is_found():
     ends = [datetime(2049, 12, 31, 23, 59, 59, tzinfo=UTC), datetime(2050, 1, 1, tzinfo=UTC)]
     text = ""
     for end in ends:
         chain = trustme.CA().issue_cert("a.example", not_after=end).cert_chain_pems
         text += "a comment\n" + chain[0].bytes().decode()
-    assert certificate_ends(text) == ends
-    assert certificate_ends("no certificate") == []
+    assert expiry_dates(text) == ends
+    assert expiry_dates("no certificate") == []

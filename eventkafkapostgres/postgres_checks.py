@@ -1,0 +1,83 @@
+"""--check of PostgreSQL: the server, the tables and the privileges."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Iterator
+from typing import Any
+from uuid import UUID
+
+import psycopg2
+
+from eventkafkapostgres.console import CheckResult
+from eventkafkapostgres.database import Database
+from eventkafkapostgres.outages import explain_postgres_error
+from eventkafkapostgres.schema import TABLES, missing_columns, missing_privileges, missing_relations
+
+CLOCK_SECONDS = 2.0  # a clock that is further from the server's is wrong
+CLOCK_AND_FREE_CONNECTIONS = """
+select extract(epoch from clock_timestamp())::float8, current_setting('max_connections')::int
+- current_setting('superuser_reserved_connections')::int - sum(numbackends)::int + 1 from pg_stat_database"""
+DATABASE_PRIVILEGES = """
+select has_schema_privilege(current_schema(), 'CREATE'), has_database_privilege(current_database(), 'TEMPORARY')"""
+OFFSETS = "select topic_id::text, partition, next_offset from consumed_offsets where consumer_group = %s"
+
+Stored = dict[UUID, dict[int, int]]  # next offsets by topic id and partition
+
+
+def check_postgres(database: Database) -> Generator[CheckResult, None, Stored | None]:
+    """The server, its clock and its free connections, the tables and the privileges. Returns the group's offsets."""
+    stored: Stored = {}
+    try:
+        with contextlib.closing(psycopg2.connect(database.url, **database.options)) as connection:
+            connection.autocommit = True
+            info, cursor = connection.info, connection.cursor()
+            sslmode = info.dsn_parameters.get("sslmode", "")
+            verified = "" if sslmode.startswith("verify") else f" (sslmode={sslmode} does not check whose server it is)"
+            tls = f"{info.ssl_attribute('protocol')}{verified}" if info.ssl_in_use else "no TLS"
+            yield CheckResult(
+                True, f"PostgreSQL {info.server_version // 10000}: {info.host}:{info.port} answers, {tls}"
+            )
+            yield from check_server(cursor)
+            cursor.execute(DATABASE_PRIVILEGES)
+            may_create, may_make_temporary_tables = cursor.fetchone()
+            if not may_make_temporary_tables:
+                problem = "no right to make temporary tables: grant TEMPORARY on the database to this user"
+                yield CheckResult(False, problem)
+            missing = missing_relations(cursor)
+            if missing:
+                remedy = "will be made" if may_create else "missing, no right to create: let the owner run kconsumer"
+                yield CheckResult(may_create, f"{', '.join(missing)}: {remedy}")
+            for name in TABLES:
+                if name not in missing:
+                    yield check_table(cursor, name)
+            if "consumed_offsets" not in missing:
+                cursor.execute(OFFSETS, (database.group,))
+                for topic_id, partition, next_offset in cursor:
+                    stored.setdefault(UUID(topic_id), {})[partition] = next_offset
+            return stored
+    except psycopg2.Error as error:
+        yield CheckResult(False, f"PostgreSQL: {explain_postgres_error(error)}")
+        return None
+
+
+def check_server(cursor: Any) -> Iterator[CheckResult]:
+    """The server's clock, and its free connections."""
+    cursor.execute(CLOCK_AND_FREE_CONNECTIONS)
+    server_seconds, free = cursor.fetchone()
+    difference = abs(server_seconds - time.time())
+    ok = difference < CLOCK_SECONDS
+    yield CheckResult(ok, f"clock: {difference:.1f} s from the server's" + ("" if ok else ": set it by NTP"))
+    yield CheckResult(
+        free > 0, f"connections: {free} free" + ("" if free > 0 else ": end some, or raise max_connections")
+    )
+
+
+def check_table(cursor: Any, name: str) -> CheckResult:
+    """Whether a table has its columns, and this user its privileges."""
+    if absent := missing_columns(cursor, name):
+        return CheckResult(False, f"table {name}: no column {', '.join(absent)}: see the upgrade notes")
+    if lacking := missing_privileges(cursor, name):
+        return CheckResult(False, f"table {name}: no right to {', '.join(lacking)}: grant it to this user")
+    return CheckResult(True, f"table {name}: there, as it should be")

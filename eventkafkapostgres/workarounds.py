@@ -1,0 +1,94 @@
+"""Defects of kafka-python 3.0.12, each with the smallest public hook that works around it."""
+
+from __future__ import annotations
+
+import errno
+import ssl
+import time
+from typing import Any
+
+from kafka.errors import KafkaConnectionError, KafkaTimeoutError
+from kafka.net import KafkaNetClient, KafkaNetSocket
+
+HANDSHAKE_SECONDS = 5.0  # a TLS handshake that takes longer has failed
+CONNECT_SECONDS = 2.0  # then the next address of the host is tried; time for one SYN to be sent again
+
+
+class HandshakeDeadline(ssl.SSLSocket):
+    """kafka-python waits for ever for the TLS handshake of a peer that accepts the connection and stays silent."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        """With a deadline. TimeoutError when it is over."""
+        self.settimeout(HANDSHAKE_SECONDS)
+        super().do_handshake(block)
+        self.settimeout(0.0)
+
+
+class DataBeforeEnd(HandshakeDeadline):
+    """kafka-python throws away what it has read when the end of the connection follows in the same turn."""
+
+    has_read = False
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """The end of the connection is returned in a turn of its own."""
+        data = super().recv(buflen, flags)
+        if not data and self.has_read:
+            self.has_read = False
+            raise ssl.SSLWantReadError
+        self.has_read = bool(data)
+        return data
+
+
+class TLSContext(ssl.SSLContext):
+    """An OSError of wrap_socket() ends kafka-python's refreshing of metadata for good."""
+
+    sslsocket_class = DataBeforeEnd
+
+    def wrap_socket(self, *arguments: Any, **options: Any) -> ssl.SSLSocket:
+        """KafkaConnectionError where the peer resets the connection before its TLS begins."""
+        try:
+            return super().wrap_socket(*arguments, **options)
+        except OSError as error:
+            raise KafkaConnectionError(str(error)) from error
+
+
+class EachAddress(KafkaNetSocket):  # type: ignore[misc]
+    """kafka-python gives all its time to the first address of a host: where that one is silent, no other is tried.
+
+    kafka-python makes one of these for a connection whose option proxy_url has this scheme.
+    """
+
+    SCHEMES = ("each-address",)
+    addresses_left = 0
+
+    def dns_lookup(self, host: str, port: int, raise_error: bool = False) -> list[Any]:
+        try:
+            found: list[Any] = super().dns_lookup(host, port, raise_error)
+        except UnicodeError as error:  # no host can have this name
+            raise KafkaConnectionError(f"DNS lookup failed for {host}:{port}, {error!r}") from error
+        self.addresses_left = len(found)
+        return found
+
+    async def sock_connect(self, net: Any, sock: Any, sockaddr: Any, timeout_at: float | None = None) -> Any:
+        """Try this address, for a while only where there is another one."""
+        self.addresses_left -= 1
+        until = time.monotonic() + CONNECT_SECONDS
+        if self.addresses_left and (timeout_at is None or until < timeout_at):
+            try:
+                return await super().sock_connect(net, sock, sockaddr, timeout_at=until)
+            except KafkaTimeoutError as error:
+                sock.close()
+                raise TimeoutError(errno.ETIMEDOUT, "connection timed out") from error
+        return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
+
+
+class Client(KafkaNetClient):  # type: ignore[misc]
+    """kafka-python doesn't pass allow_auto_create_topics on: who asks for a topic that is missing creates it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.cluster.config["allow_auto_create_topics"] = options.get("allow_auto_create_topics", False)
+
+
+# For each client: a KafkaProducer, a KafkaConsumer, a KafkaAdminClient.
+CLIENT_OPTIONS: dict[str, Any] = {"kafka_client": Client, "proxy_url": "each-address:"}

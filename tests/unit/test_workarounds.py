@@ -1,0 +1,92 @@
+"""Defects of kafka-python, seen where they are worked around."""
+
+import socket
+import threading
+
+import pytest
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.admin import KafkaAdminClient
+from kafka.errors import KafkaTimeoutError
+
+from eventkafkapostgres.workarounds import CLIENT_OPTIONS, Client
+
+
+@pytest.fixture
+def two_addresses(monkeypatch):
+    """The port of a host of two addresses: the first swallows every SYN, the second says when it is reached."""
+    hole = socket.socket()
+    hole.bind(("127.0.0.1", 0))
+    hole.listen(0)
+    address = hole.getsockname()
+    fillers = [socket.socket() for _ in range(4)]  # the queue is full: SYNs are dropped
+    for filler in fillers:
+        filler.setblocking(False)
+        filler.connect_ex(address)
+    open_end = socket.create_server(("127.0.0.1", 0))
+    reached = threading.Event()
+
+    def accept():
+        connection, _ = open_end.accept()
+        reached.set()
+        connection.close()
+
+    accepting = threading.Thread(target=accept, daemon=True)
+    accepting.start()
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host, port, *arguments, **options):
+        if host != "two.example":
+            return resolve(host, port, *arguments, **options)
+        ends = (address, open_end.getsockname())
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", end) for end in ends]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    yield reached
+    for each in (*fillers, hole):
+        each.close()
+    if accepting.is_alive():
+        socket.create_connection(open_end.getsockname()).close()
+    accepting.join()
+    open_end.close()
+
+
+def producer(**options):
+    made = KafkaProducer(api_version=(3, 9), **options)
+    return lambda: made.close(timeout=0)
+
+
+def consumer(**options):
+    made = KafkaConsumer("topic", api_version=(3, 9), **options)
+    made.poll(timeout_ms=1)
+    return lambda: made.close(timeout_ms=0)
+
+
+def admin(**options):
+    with pytest.raises(KafkaTimeoutError):
+        KafkaAdminClient(bootstrap_timeout_ms=4000, **options)
+    return lambda: None
+
+
+@pytest.mark.parametrize("client", [producer, consumer, admin])
+def test_each_address_of_a_host_is_tried(two_addresses, client):
+    close = client(bootstrap_servers="two.example:9092", **CLIENT_OPTIONS)
+    try:
+        assert two_addresses.wait(60)
+    finally:
+        close()
+
+
+def test_a_host_without_an_address_is_told_as_ever(caplog):
+    with pytest.raises(KafkaTimeoutError):
+        KafkaAdminClient(bootstrap_servers="nowhere.invalid:1", bootstrap_timeout_ms=100, **CLIENT_OPTIONS)
+    assert "DNS lookup failed for nowhere.invalid" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [({}, False), ({"allow_auto_create_topics": False}, False), ({"allow_auto_create_topics": True}, True)],
+)
+def test_whether_asking_for_a_topic_may_create_it_is_passed_on(options, allowed):
+    client = Client(bootstrap_servers="127.0.0.1:1", **options)
+    assert client.cluster.metadata_request().allow_auto_topic_creation is allowed
+    client.close()
