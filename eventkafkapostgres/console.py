@@ -80,10 +80,10 @@ class Stop:
             signal.signal(number, handle)
 
 
-def end_on_signals() -> None:
-    """Let SIGINT and SIGTERM end the process at once, with the status that a shell gives to a signal."""
+def end_on_signals(is_check: bool) -> None:
+    """Let SIGINT and SIGTERM end the process at once: with 0 before anything was begun, with 128 and more in --check."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda signum, frame: os._exit(128 + signum))
+        signal.signal(number, lambda signum, frame: os._exit(128 + signum if is_check else 0))
 
 
 def run_process(main: Callable[[], int]) -> NoReturn:
@@ -94,7 +94,9 @@ def run_process(main: Callable[[], int]) -> NoReturn:
     # A terminal that is closed, or that stops background jobs which write to it, must not end the work.
     for number in (signal.SIGHUP, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)
-    end_on_signals()  # until Stop.on_signals(): Python's own for SIGINT prints a traceback, PID 1 ignores SIGTERM
+    end_on_signals(
+        "--check" in sys.argv
+    )  # until Stop.on_signals(): Python's own for SIGINT prints a traceback, PID 1 ignores SIGTERM
     open_standard_streams()
     log_unexpected_errors()
     try:
@@ -233,6 +235,7 @@ def run_command(
         if not __debug__:
             raise SettingsError("kafka-python fails without asserts: unset PYTHONOPTIMIZE, start without -O")
         if settings.check:
+            end_on_signals(True)
             return print_results(check(settings, kafka_log))
         stop = Stop()
         stop.on_signals(grace_seconds)

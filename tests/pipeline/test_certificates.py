@@ -58,10 +58,12 @@ def impatient(directory: Path) -> Path:
     for name in ("kproducer.py", "kconsumer.py", "simpleEvents.py"):
         shutil.copy(SCRIPTS / name, scripts)
     shutil.copytree(SCRIPTS / "eventkafkapostgres", scripts / "eventkafkapostgres")
-    script = scripts / "eventkafkapostgres" / "recorder.py"
+    script = scripts / "eventkafkapostgres" / "progress.py"
     text = script.read_text()
-    assert text.count("LOG_SECONDS, QUIET_SECONDS = 60.0, 600.0") == 1
-    script.write_text(text.replace("LOG_SECONDS, QUIET_SECONDS = 60.0, 600.0", "LOG_SECONDS, QUIET_SECONDS = 1.0, 1.0"))
+    assert text.count("LOG_SECONDS, IDLE_LOG_SECONDS = 60.0, 600.0") == 1
+    script.write_text(
+        text.replace("LOG_SECONDS, IDLE_LOG_SECONDS = 60.0, 600.0", "LOG_SECONDS, IDLE_LOG_SECONDS = 1.0, 1.0")
+    )
     return scripts
 
 
