@@ -81,7 +81,7 @@ class Stop:
 
 
 def end_on_signals(is_check: bool) -> None:
-    """Let SIGINT and SIGTERM end the process at once: with 0 before anything was begun, with 128 and more in --check."""
+    """Let SIGINT and SIGTERM end the process: with 0 before anything was begun, with the shell's 128 + N in --check."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda signum, frame: os._exit(128 + signum if is_check else 0))
 
@@ -94,9 +94,8 @@ def run_process(main: Callable[[], int]) -> NoReturn:
     # A terminal that is closed, or that stops background jobs which write to it, must not end the work.
     for number in (signal.SIGHUP, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)
-    end_on_signals(
-        "--check" in sys.argv
-    )  # until Stop.on_signals(): Python's own for SIGINT prints a traceback, PID 1 ignores SIGTERM
+    # Until Stop.on_signals(). Python's own handler of SIGINT prints a traceback; PID 1 ignores SIGTERM without one.
+    end_on_signals("--check" in sys.argv)
     open_standard_streams()
     log_unexpected_errors()
     try:
