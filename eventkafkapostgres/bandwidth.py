@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol
 
 import psutil
 
+from eventkafkapostgres.outages import SettingsError
+
 INTERVAL_SECONDS = (0.01, 3600.0)  # the shortest and the longest --interval
 FLUSH_INTERVAL_SECONDS = (0.01, 86400.0)  # the shortest and the longest --flush-interval
 LISTED_NAMES = 8  # a log line names at most so many of a host's interfaces
@@ -74,15 +76,15 @@ def interface_name(text: str) -> str:
 
 
 def check_intervals(interval: float, flush_interval: float) -> None:
-    """ValueError where --interval or --flush-interval is out of bounds, or the second is the shorter one."""
+    """SettingsError where --interval or --flush-interval is out of bounds, or the second is the shorter one."""
     for option, value, (shortest, longest) in (
         ("--interval", interval, INTERVAL_SECONDS),
         ("--flush-interval", flush_interval, FLUSH_INTERVAL_SECONDS),
     ):
         if not shortest <= value <= longest:
-            raise ValueError(f"{option} must be from {shortest:g} to {longest:g} seconds, not {value:g}")
+            raise SettingsError(f"{option} must be from {shortest:g} to {longest:g} seconds, not {value:g}")
     if flush_interval < interval:
-        raise ValueError(
+        raise SettingsError(
             f"--flush-interval ({flush_interval:g} s) must not be shorter than --interval ({interval:g} s)"
         )
 

@@ -78,7 +78,10 @@ KAFKA_CAUSES = [
     ),
     (r"Topic (\S+) not found", r"the topic \1 is missing: create it, or give another --topic"),
     *((f"Libraries for {codec} compression", f"compression {codec} {text}") for codec, text in INSTALL_PACKAGE.items()),
-    (r"InvalidTimestamp", "the broker refuses the time of the messages: this host's clock is wrong, set it by NTP"),
+    (
+        r"InvalidTimestamp|Timestamp \d+ of message",
+        "the broker refuses the time of the messages: this host's clock is wrong, set it by NTP",
+    ),
     (r"WRONG_VERSION_NUMBER|Invalid frame length", "KAFKA_SECURITY_PROTOCOL does not fit this port of the broker"),
     (r"DNS lookup failed for (\S+?),", r"there is no host \1"),
     (r"ECONNREFUSED", CONNECTION_REFUSED),

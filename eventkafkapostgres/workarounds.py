@@ -12,6 +12,8 @@ from kafka.net import KafkaNetClient, KafkaNetSocket
 
 HANDSHAKE_SECONDS = 5.0  # a TLS handshake that takes longer has failed
 CONNECT_SECONDS = 2.0  # then the next address of the host is tried; time for one SYN to be sent again
+CONNECT_DELAY_MS = 250  # how long a producer waits at least for a broker that is not connected
+METADATA_RETRY_MS = 1000  # no option; the default, 100, asks ten times a second for a topic that is missing
 
 
 class HandshakeDeadline(ssl.SSLSocket):
@@ -90,5 +92,27 @@ class Client(KafkaNetClient):  # type: ignore[misc]
         self.cluster.config["allow_auto_create_topics"] = options.get("allow_auto_create_topics", False)
 
 
+class ProducerClient(Client):
+    """kafka-python's sender takes this delay for milliseconds; it is in seconds, and 0 while it connects: 100 % CPU."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.cluster.config["retry_backoff_ms"] = METADATA_RETRY_MS
+
+    def connection_delay(self, node_id: object) -> float:
+        return max(CONNECT_DELAY_MS, 1000 * float(super().connection_delay(node_id)))
+
+
+def end_producer(kproducer: Any) -> None:
+    """End a KafkaProducer at once, whatever its broker does: its thread closes the sockets when it is done.
+
+    close() raises while a message is pending, and leaves the thread and the sockets.
+    """
+    kproducer._sender.force_close()
+    kproducer._unregister_cleanup()
+    kproducer._closed = True  # else its finaliser would wait for the broker
+
+
 # For each client: a KafkaProducer, a KafkaConsumer, a KafkaAdminClient.
 CLIENT_OPTIONS: dict[str, Any] = {"kafka_client": Client, "proxy_url": "each-address:"}
+PRODUCER_CLIENT: dict[str, Any] = CLIENT_OPTIONS | {"kafka_client": ProducerClient}
