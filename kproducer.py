@@ -12,12 +12,14 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NoReturn
 
 from kafka import KafkaProducer
 
-from eventkafkapostgres.bandwidth import Interfaces, Sample, interface_name, samples
+from eventkafkapostgres.bandwidth import Interfaces, Sample, check_intervals, interface_name, samples
 from eventkafkapostgres.checks import check_producer
 from eventkafkapostgres.console import (
     CheckResult,
@@ -31,64 +33,74 @@ from eventkafkapostgres.console import (
     seconds,
     topic_name,
 )
-from eventkafkapostgres.delivery import Delivery, Sent
+from eventkafkapostgres.delivery import Delivery, InFlight, answer_seconds
 from eventkafkapostgres.log import Terminal
 from eventkafkapostgres.message import heartbeat, to_json, uuid7, warning
 from eventkafkapostgres.outages import KafkaLog
-from eventkafkapostgres.outbox import open_outbox, outbox_path
+from eventkafkapostgres.outbox import Outbox, outbox_path
 from eventkafkapostgres.rates import format_rate, parse_rate
 from eventkafkapostgres.settings import FIXED_PRODUCER_OPTIONS, PRODUCER_OPTIONS, kafka_options, make_client
 from eventkafkapostgres.tls import Certificates
+from eventkafkapostgres.workarounds import PRODUCER_CLIENT, end_producer
 from simpleEvents import EventSystem
 
 logger = logging.getLogger("kproducer")
 
 FLUSH_SECONDS = 10.0  # how long the end of an interval waits for the last acknowledgements
 STOP_SECONDS = 3.0  # the same after SIGINT or SIGTERM
-UNTIL_THE_END: list[Any] = []  # a KafkaProducer that is garbage-collected waits for its broker, and complains
 
 
 def bandwidth_exceed_event_system(
+    samples: Iterator[Sample | None],
+    bandwidth_exceeds: EventSystem[InFlight],
+    outbox: Outbox,
     delivery: Delivery,
-    measured: Iterator[Sample | None],
     settings: argparse.Namespace,
     stop: Stop,
-    flush_seconds: float = FLUSH_SECONDS,
     show: Callable[[str, bool], None] = lambda line, alert: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """One interval: a warning for each sample above the limit, registered and sent at once; flush; break out."""
-    # half a tick early, so that the tick at the interval's end belongs to it
-    ends_at = clock() + settings.flush_interval - settings.interval / 2
-    sampled, raised, acknowledged_before = 0, 0, delivery.acknowledged
-    key, limit = settings.host.encode(), format_rate(settings.limit)
-    for sample in measured:
-        if sample is None:
-            continue
-        sampled += 1
-        exceeded = sample.bytes_per_second > settings.limit
-        if exceeded:
+    """One flush interval: a warning for each second above the limit, registered and sent at once; flush; break out.
+
+    `samples` has None between two samples whenever the delivery has something to do.
+    """
+    ends_at = clock() + settings.flush_interval
+    key, half_a_tick = settings.host.encode(), settings.interval / 2
+    sampled, raised, acknowledged_before = 0, 0, delivery.acknowledgements
+    for sample in samples:
+        if sample and sample.bytes_per_second > settings.limit:
             raised += 1
             event_id = uuid7(sample.observed_at.timestamp(), secrets.randbits(74))
-            episode_started_at = delivery.episode_started_at(sample.observed_at, settings.interval)
-            event = warning(sample, settings.host, settings.limit, event_id, episode_started_at)
-            delivery.pump((key, to_json(event).encode()))
-            logger.warning("%s (%s)", event["message"], event["event_id"])
-        if settings.heartbeat and clock() >= delivery.heartbeat_at:
-            beat = heartbeat(settings.host, sample.observed_at)
-            delivery.beat(key, to_json(beat).encode(), settings.heartbeat)
-        state = f"{raised} warnings raised, {delivery.waiting} waiting"
-        show(f"{format_rate(sample.bytes_per_second)} of {limit}, {state}", exceeded)
-        if clock() >= ends_at:
+            episode_started_at = outbox.episodes.started_at(settings.host, sample.observed_at, settings.interval)
+            bandwidth_exceed = warning(sample, settings.host, settings.limit, event_id, episode_started_at)
+            outbox.put(key, to_json(bandwidth_exceed).encode())
+            logger.warning("%s (%s)", bandwidth_exceed["message"], event_id)
+        for event in delivery.due():  # oldest first
+            bandwidth_exceeds.add_event(event)
+            delivery.send(event)
+        for event in delivery.acknowledged():
+            bandwidth_exceeds.remove_event(event)
+        if sample:
+            sampled += 1
+            if settings.heartbeat and clock() >= delivery.heartbeat_at:
+                beat = to_json(heartbeat(settings.host, sample.observed_at)).encode()
+                delivery.send_heartbeat(key, beat, settings.heartbeat)
+            rates = f"{format_rate(sample.bytes_per_second)} of {format_rate(settings.limit)}"
+            show(f"{rates}, {raised} warnings raised, {len(outbox)} waiting", sample.bytes_per_second > settings.limit)
+        # the tick at the end belongs to the interval; without a sample, half a tick later, it is over as well
+        if stop.is_set() or clock() + (half_a_tick if sample else -half_a_tick) >= ends_at:
+            delivery.flush(flush_seconds(settings, stop, outbox))
             break
-    delivery.finish(STOP_SECONDS if stop.is_set() else flush_seconds)
-    logger.info(
-        "interval over: %d samples, %d warnings raised, %d acknowledged, %d left",
-        sampled,
-        raised,
-        delivery.acknowledged - acknowledged_before,
-        delivery.waiting,
-    )
+    acknowledged = delivery.acknowledgements - acknowledged_before
+    logger.info("interval over: %d samples, %d warnings raised, %d acknowledged, %d left",
+                sampled, raised, acknowledged, len(outbox))  # fmt: skip
+
+
+def flush_seconds(settings: argparse.Namespace, stop: Stop, outbox: Outbox) -> float:
+    """How long a flush may take. With --forever it must not delay the next sample."""
+    if stop.is_set():
+        return STOP_SECONDS if len(outbox) else 0.0
+    return min(FLUSH_SECONDS, settings.interval / 2) if settings.forever else FLUSH_SECONDS
 
 
 def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[CheckResult]:
@@ -135,34 +147,47 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal: Terminal) -> int:
-    """Sample, warn and send until the interval is over, or for ever. SettingsError when a setting is wrong."""
-    options = producer_options()
-    certificates = Certificates(options)
-    certificates.renew()
-    outbox = open_outbox(settings.outbox or outbox_path(os.environ))
-    kproducer = make_client(KafkaProducer, certificates.context, options)
-    UNTIL_THE_END.append(kproducer)
-    bandwidth_exceeds: EventSystem[Sent] = EventSystem()
-    delivery = Delivery(kproducer, settings.topic, outbox, bandwidth_exceeds, kafka_log)
-    logger.info("started: limit %s, topic %s, %d warnings wait in %s",
-                format_rate(settings.limit), settings.topic, delivery.waiting, outbox.path)  # fmt: skip
-    measured = samples(settings.interval, Interfaces(settings.interface), stop, delivery.idle)
-    while True:
-        # with --forever the flush may take what is left of this second, not the next sample's time
-        flush_seconds = settings.interval / 2 if settings.forever else FLUSH_SECONDS
-        bandwidth_exceed_event_system(delivery, measured, settings, stop, flush_seconds, terminal.set_status)
-        certificates.renew()
-        if stop.is_set() or not settings.forever:
-            break
-    terminal.set_status("")
-    if not bandwidth_exceeds.events:
-        kproducer.close(timeout=1)
-    return 1 if delivery.waiting or delivery.lost or not delivery.topic_known else 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
+    """Sample, warn and send until the interval is over, or for ever; the exit status."""
+
+    def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal: Terminal) -> int:
+        check_intervals(settings.interval, settings.flush_interval)
+        options = producer_options()
+        certificates = Certificates(options)
+        certificates.renew()
+        outbox = Outbox(settings.outbox or outbox_path(os.environ))
+        new_producer = partial(make_client, KafkaProducer, certificates.context, options | PRODUCER_CLIENT)
+        kproducer = new_producer()
+        bandwidth_exceeds: EventSystem[InFlight] = EventSystem()
+        delivery = Delivery(
+            kproducer, new_producer, settings.topic, outbox, bandwidth_exceeds, kafka_log, answer_seconds(options)
+        )
+        logger.info("started: limit %s, topic %s, %d warnings wait in %s",
+                    format_rate(settings.limit), settings.topic, len(outbox), outbox.path)  # fmt: skip
+        ticks = samples(settings.interval, Interfaces(settings.interface), stop, delivery.pause)
+        rounds = chain(ticks, repeat(None))  # SIGINT and SIGTERM end the ticks: one more round, for the flush
+        show = terminal.set_status
+        while True:
+            bandwidth_exceed_event_system(rounds, bandwidth_exceeds, outbox, delivery, settings, stop, show)
+            certificates.renew()
+            if stop.is_set() or not settings.forever:
+                break
+        terminal.set_status("")
+        return end(outbox, delivery, stop)
+
     return run_command(build_parser("kproducer"), argv, run, check)
+
+
+def end(outbox: Outbox, delivery: Delivery, stop: Stop) -> int:
+    """The exit status. Each reason for a 1 is in the log."""
+    end_producer(delivery.kproducer)
+    outbox.close()
+    never_reached = not delivery.partitions and not stop.is_set()
+    if (len(outbox) or never_reached) and not delivery.outage.causes:
+        logger.error("Kafka: %s", delivery.kafka_log.cause or "no answer yet")
+    if len(outbox):
+        logger.error("%d of the warnings are left in %s: the next run sends them", len(outbox), outbox.path)
+    return 1 if len(outbox) or outbox.lost or outbox.left_behind or never_reached else 0
 
 
 def command() -> NoReturn:

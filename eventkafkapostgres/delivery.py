@@ -5,202 +5,213 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import sqlite3
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from kafka import KafkaProducer
-from kafka.errors import (
-    KafkaError,
-)
+from kafka.errors import KafkaError
+from kafka.future import Future
 
 from eventkafkapostgres.outages import KafkaLog, Outage, explain_kafka_error
-from eventkafkapostgres.outbox import Outbox, set_aside
-from simpleEvents import EventSystem
+from eventkafkapostgres.outbox import Outbox
+from eventkafkapostgres.workarounds import end_producer
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 1000  # warnings in flight, and warnings kept in memory while the disk takes none
-SEND_SECONDS = 5.0  # without an acknowledgement for so long, Kafka is said to be away
-RETRY_SECONDS = (1.0, 30.0)  # the first and the longest pause after Kafka refused a warning
+MAX_IN_FLIGHT = 1000  # warnings
+PAUSE_SECONDS = (1.0, 30.0)  # the first and the longest pause before a producer that is stuck or refused is replaced
+POLL_SECONDS = 0.05  # how soon an acknowledgement or a refusal is noticed
+ACTIVE_SECONDS = 2.0  # for so long after a send. Later, and of all else:
+IDLE_SECONDS = 0.5
+AWAY_SECONDS = 0.5  # how long a flush waits for a Kafka that is known to be away
+
+
+def answer_seconds(options: Mapping[str, Any]) -> float:
+    """How long an acknowledgement may take while all is well."""
+    return float(options.get("linger_ms", 0) + options["request_timeout_ms"]) / 1000
+
+
+def silence(kafka_log: KafkaLog, seconds: float, answer_seconds: float) -> str:
+    """Why there has been no answer for so long; "" while there is nothing to say."""
+    if seconds > answer_seconds and kafka_log.clock() - kafka_log.at < seconds:
+        return kafka_log.cause
+    return "no answer" if seconds > 2 * answer_seconds else ""  # the log needs a handshake's time to name a cause
+
+
+def flush_quietly(kproducer: KafkaProducer, seconds: float) -> None:
+    """KafkaProducer.flush(). The futures tell what became of what was in flight."""
+    with contextlib.suppress(KafkaError):
+        kproducer.flush(timeout=seconds)
 
 
 @dataclass(eq=False, slots=True)
-class Sent:
-    """A warning that was sent, as bandwidth_exceeds holds it until Kafka acknowledges it."""
+class InFlight:
+    """A warning on its way to Kafka, as bandwidth_exceeds holds it."""
 
-    position: int | None  # in the outbox; None when the disk refused it
+    position: int  # in the outbox
     key: bytes
     value: bytes
-    future: Any
+    future: Any = None
+
+
+class Events(Protocol):
+    """What is in flight: an EventSystem."""
+
+    events: list[InFlight]
+
+    def add_event(self, event: InFlight, /) -> None: ...
+
+    def remove_event(self, event: InFlight, /) -> None: ...
 
 
 class Delivery:
-    """Takes warnings through the outbox to Kafka. Nothing here waits for Kafka: pump() does what can be done now."""
+    """Sends what the outbox holds. What is stuck or refused has one cure: a new KafkaProducer, and the oldest again.
+
+    A warning that goes out twice is stored once. Nothing here waits for Kafka, but flush().
+    """
 
     def __init__(
         self,
         kproducer: KafkaProducer,
+        new_producer: Callable[[], KafkaProducer],
         topic: str,
         outbox: Outbox,
-        bandwidth_exceeds: EventSystem[Sent],
+        bandwidth_exceeds: Events,
         kafka_log: KafkaLog,
+        answer_seconds: float,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.kproducer, self.topic, self.outbox, self.clock, self.sleep = kproducer, topic, outbox, clock, sleep
-        self.bandwidth_exceeds, self.kafka_log = bandwidth_exceeds, kafka_log
-        self.kafka, self.disk = Outage("Kafka", logger), Outage("Outbox", logger)
-        self.waiting = outbox.count()  # warnings that Kafka has not acknowledged
-        self.acknowledged = 0
-        self.lost = 0
-        self.unsaved: list[tuple[bytes, bytes]] = []  # (key, value): raised, and not on the disk yet
-        self.settled: set[int] = set()  # positions: acknowledged, and still on the disk
+        """`answer_seconds`: how long an acknowledgement may take while all is well."""
+        self.kproducer, self.new_producer, self.topic = kproducer, new_producer, topic
+        self.outbox, self.bandwidth_exceeds, self.kafka_log = outbox, bandwidth_exceeds, kafka_log
+        self.answer_seconds, self.clock, self.sleep = answer_seconds, clock, sleep
+        self.outage = Outage("Kafka", logger)
+        self.acknowledgements = 0
+        self.partitions = 0  # of the topic, as this producer knows it
         self.sent_up_to = 0  # position
-        self.refused: BaseException | None = None
-        self.pause_seconds = RETRY_SECONDS[0]
-        self.resume_at = self.alive_at = clock()
-        self.topic_known = False
-        self.episode: tuple[datetime, datetime] | None = None  # first and last warning of the overload that goes on
-        self.heartbeat: Any = None  # the future of the last one
+        self.alive_at = self.active_at = self.made_at = clock()  # the last answer, the last send, the last new producer
+        self.refused = False
+        self.replace_at = math.inf
+        self.pause_seconds = PAUSE_SECONDS[0]
+        self.heartbeat: InFlight | None = None
         self.heartbeat_at = -math.inf  # when the next one is due
 
-    def pump(self, *raised: tuple[bytes, bytes]) -> None:
-        """One round: look at each future, store what was raised, send what the window takes, say what is wrong."""
-        self.settle()
-        self.waiting += len(raised)
-        self.unsaved.extend(raised)
-        self.store()
-        self.send()
-        self.report()
+    @property
+    def is_idle(self) -> bool:
+        """Whether the topic is there, and Kafka owes no answer."""
+        return bool(self.partitions) and not len(self.outbox) and not self.heartbeat
 
-    def settle(self) -> None:
-        """Look at every future: an acknowledged warning may leave the outbox, a refused one is sent again later."""
-        refused = False
-        for sent in [sent for sent in self.bandwidth_exceeds.events if sent.future.is_done]:
-            self.bandwidth_exceeds.remove_event(sent)
-            if sent.future.succeeded():
-                self.acknowledged += 1
-                self.waiting -= 1
-                self.alive_at, self.pause_seconds = self.clock(), RETRY_SECONDS[0]
-                self.kafka.end()
-                self.kafka_log.forget()
-                if sent.position is not None:
-                    self.settled.add(sent.position)
-            else:
-                refused, self.refused = True, sent.future.exception
-                if sent.position is None:
-                    self.unsaved.append((sent.key, sent.value))
-        if refused:
-            self.resume_at = self.clock() + self.pause_seconds
-            self.pause_seconds = min(2 * self.pause_seconds, RETRY_SECONDS[1])
-
-    def store(self) -> None:
-        """Bring the outbox up to date, in one transaction. What a full disk refuses stays in memory, at most WINDOW."""
-        if not (self.unsaved or self.settled):
-            return
-        try:
-            self.outbox.change(self.unsaved, self.settled)
-        except sqlite3.OperationalError as error:
-            self.disk.begin(f"{self.outbox.path} can't be written: {error}")
-            excess = max(0, len(self.unsaved) - WINDOW)
-            if excess:
-                logger.error("Outbox: %d warnings lost: neither the disk nor Kafka takes them", excess)
-            del self.unsaved[:excess]
-            self.lost += excess
-            self.waiting -= excess
-        except sqlite3.DatabaseError as error:
-            self.begin_anew(error)
-        else:
-            self.unsaved.clear()
-            self.settled.clear()
-            self.disk.end()
-
-    def begin_anew(self, error: sqlite3.DatabaseError) -> None:
-        """Go on with a new outbox; what is in flight has no place in it."""
-        self.outbox.connection.close()
-        self.outbox = set_aside(self.outbox.path, error)
-        self.sent_up_to = 0
-        self.settled.clear()
-        for sent in self.bandwidth_exceeds.events:
-            sent.position = None
-        self.waiting = len(self.unsaved) + len(self.bandwidth_exceeds.events)
-
-    def send(self) -> None:
-        """Send the oldest warnings that are not in flight, as many as the window has room for."""
-        in_flight = self.bandwidth_exceeds.events
-        if self.clock() < self.resume_at or (self.refused and in_flight):
-            return
-        if self.refused:  # begin again at the oldest, so that a host's warnings stay in order
-            self.refused, self.sent_up_to, self.alive_at = None, 0, self.clock()
-        room = WINDOW - len(in_flight)
-        try:
-            for position, key, value in self.outbox.after(self.sent_up_to, room) if room else ():
-                if position not in self.settled:
-                    self.send_one(position, key, value)
+    def due(self) -> Iterator[InFlight]:
+        """What is to be sent now, oldest first."""
+        self.outbox.maintain()
+        if self.clock() >= self.replace_at:
+            self._replace_producer()
+        self._watch()
+        in_flight = len(self.bandwidth_exceeds.events)
+        if in_flight < min(len(self.outbox), MAX_IN_FLIGHT) and self.partitions and self.replace_at == math.inf:
+            for position, key, value in self.outbox.after(self.sent_up_to, MAX_IN_FLIGHT - in_flight):
+                if self.replace_at < math.inf:
+                    break
                 self.sent_up_to = position
-            while self.unsaved and len(in_flight) < WINDOW:
-                self.send_one(None, *self.unsaved[0])
-                del self.unsaved[0]
-        except KafkaError:  # raised, not in the future: no metadata of the topic yet
-            self.resume_at = self.clock() + 0.25
-        except sqlite3.OperationalError as error:
-            self.disk.begin(f"{self.outbox.path} can't be read: {error}")
-        except sqlite3.DatabaseError as error:
-            self.begin_anew(error)
+                yield InFlight(position, key, value)
 
-    def send_one(self, position: int | None, key: bytes, value: bytes) -> None:
-        future = self.kproducer.send(self.topic, value=value, key=key)
-        self.bandwidth_exceeds.add_event(Sent(position, key, value, future))
+    def send(self, event: InFlight) -> None:
+        """Hand a warning to the KafkaProducer. The future tells what becomes of it."""
+        self.active_at = self.clock()
+        try:
+            event.future = self.kproducer.send(self.topic, key=event.key, value=event.value)
+        except KafkaError as error:  # it is too large, or the topic has just gone
+            event.future = Future().failure(error)
 
-    def report(self) -> None:
-        """Say once when Kafka takes no warnings, with the cause; an acknowledgement says that it does again."""
-        now = self.clock()
-        if not self.topic_known:
-            with contextlib.suppress(KafkaError):
-                self.topic_known = bool(self.kproducer.partitions_for(self.topic))
-            if self.topic_known and not self.waiting:
-                self.kafka.end()
-        if self.topic_known and not self.waiting:
-            self.alive_at = now
-        if self.refused:
-            self.kafka.begin(explain_kafka_error(str(self.refused)))
-        elif now - self.alive_at > SEND_SECONDS:
-            if self.kafka_log.at > self.alive_at:
-                self.kafka.begin(self.kafka_log.cause)
-            elif now - self.alive_at > 2 * SEND_SECONDS:  # the log takes a handshake's time to name a cause
-                self.kafka.begin("no answer")
+    def acknowledged(self) -> list[InFlight]:
+        """What Kafka has acknowledged since the last call: it has left the outbox."""
+        done = [event for event in self.bandwidth_exceeds.events if event.future.is_done]
+        acknowledged = [event for event in done if event.future.succeeded()]
+        if acknowledged:
+            self.outbox.remove(event.position for event in acknowledged)
+            self.acknowledgements += len(acknowledged)
+            self._works()
+        if failed := next((event for event in done if event.future.failed()), None):
+            self._refuse(failed.future.exception)
+        return acknowledged
 
-    def episode_started_at(self, observed_at: datetime, interval_seconds: float) -> datetime:
-        """When the overload began that a warning belongs to: it goes on while one follows another soon enough."""
-        longest_gap = timedelta(seconds=max(5.0, 2 * interval_seconds))
-        goes_on = self.episode and observed_at - self.episode[1] <= longest_gap
-        started_at = self.episode[0] if self.episode and goes_on else observed_at
-        self.episode = started_at, observed_at
-        return started_at
-
-    def idle(self) -> float:
-        """pump(), then for how many seconds there is nothing to do."""
-        self.pump()
-        return 0.05 if self.waiting > len(self.bandwidth_exceeds.events) else math.inf
-
-    def beat(self, key: bytes, value: bytes, seconds: float) -> None:
+    def send_heartbeat(self, key: bytes, value: bytes, seconds: float) -> None:
         """Send a heartbeat now or never: a late one says nothing. The next is due in `seconds`."""
         self.heartbeat_at = self.clock() + seconds
-        if not self.heartbeat or self.heartbeat.is_done:
-            with contextlib.suppress(KafkaError):
-                self.heartbeat = self.kproducer.send(self.topic, value=value, key=key)
+        if self.partitions and not self.heartbeat:
+            self.heartbeat = InFlight(0, key, value)
+            self.send(self.heartbeat)
 
-    def finish(self, seconds: float) -> None:
-        """Flush, and look at every future until all are done or the time is over."""
-        ends_at = self.clock() + seconds
-        with contextlib.suppress(KafkaError):
-            self.kproducer.flush(timeout=0)  # sends what lingers; the futures tell what became of it
-        self.pump()
-        while self.waiting and not self.kafka.causes and (left := ends_at - self.clock()) > 0:
-            self.sleep(min(0.05, left))
-            self.pump()
-        self.store()
+    def pause(self) -> float:
+        """For how many seconds there is nothing to do."""
+        waits = bool(self.bandwidth_exceeds.events or self.heartbeat or not self.partitions)
+        return POLL_SECONDS if waits and self.clock() - self.active_at < ACTIVE_SECONDS else IDLE_SECONDS
+
+    def flush(self, seconds: float) -> None:
+        """KafkaProducer.flush(), until Kafka owes no answer or the time is over; it is short while Kafka is away."""
+        began_at = self.clock()
+        while not self.is_idle:
+            left = began_at + (min(seconds, AWAY_SECONDS) if self.outage.causes else seconds) - self.clock()
+            if left <= 0:
+                break
+            for event in self.due():
+                self.bandwidth_exceeds.add_event(event)
+                self.send(event)
+            # in a thread, for its timeout begins anew with each batch
+            flushing = threading.Thread(target=flush_quietly, args=(self.kproducer, left), daemon=True)
+            flushing.start()
+            flushing.join(left)
+            for event in self.acknowledged():
+                self.bandwidth_exceeds.remove_event(event)
+            self.sleep(0.0 if self.is_idle else min(POLL_SECONDS, left))
+
+    def _works(self) -> None:
+        """Kafka acknowledges."""
+        self.alive_at, self.refused, self.pause_seconds = self.clock(), False, PAUSE_SECONDS[0]
+        self.outage.end()
+        self.kafka_log.forget()
+
+    def _refuse(self, error: BaseException) -> None:
+        """Kafka refuses: say so, and begin again after a pause."""
+        self.refused = True
+        self.outage.begin(explain_kafka_error(str(error)))
+        self.replace_at = min(self.replace_at, self.clock() + self.pause_seconds)
+
+    def _watch(self) -> None:
+        """Notice a topic that has gone, came, or shrunk; what became of the heartbeat; a silence."""
+        known, self.partitions = self.partitions, 0
+        with contextlib.suppress(KafkaError):  # there is no answer yet, no such topic, or this user may not see it
+            self.partitions = len(self.kproducer.partitions_for(self.topic))
+        if self.partitions < known:  # this producer would spin, and never complete what is in flight
+            self.replace_at = min(self.replace_at, self.clock() + self.pause_seconds)
+        if self.heartbeat and self.heartbeat.future.is_done:
+            self._works() if self.heartbeat.future.succeeded() else self._refuse(self.heartbeat.future.exception)
+            self.heartbeat = None
+        if self.is_idle:
+            self.alive_at = self.clock()
+            if not known and not self.refused:
+                self.outage.end()
+        elif not self.refused and (cause := silence(self.kafka_log, self.clock() - self.alive_at, self.answer_seconds)):
+            self.outage.begin(cause)
+        if self.clock() - max(self.alive_at, self.made_at) > 3 * self.answer_seconds + self.pause_seconds:
+            self.replace_at = -math.inf
+
+    def _replace_producer(self) -> None:
+        """The cure: a new KafkaProducer, nothing in flight, and sending begins again at the oldest warning."""
+        self.made_at = self.active_at = self.clock()
+        self.pause_seconds = min(2 * self.pause_seconds, PAUSE_SECONDS[1])
+        self.replace_at = self.made_at + self.pause_seconds
+        try:
+            kproducer = self.new_producer()
+        except OSError as error:  # no file is left to open
+            self.outage.begin(str(error))
+            return
+        end_producer(self.kproducer)
+        self.kproducer, self.partitions, self.sent_up_to = kproducer, 0, 0
+        self.heartbeat, self.replace_at = None, math.inf
+        for event in [*self.bandwidth_exceeds.events]:
+            self.bandwidth_exceeds.remove_event(event)

@@ -1,16 +1,28 @@
-"""Warnings on disk until Kafka has acknowledged them."""
+"""Warnings on disk until Kafka has acknowledged them; in memory, at most 1,000 of them, while the disk refuses."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
-from eventkafkapostgres.outages import SettingsError
+from eventkafkapostgres.outages import Outage, SettingsError, counted
+from eventkafkapostgres.outbox_file import OutboxFile, StoredWarning, is_busy, is_damage, quarantine
 
 logger = logging.getLogger(__name__)
+
+MAX_IN_MEMORY = 1000  # warnings that are kept while the disk refuses them
+GAP_SECONDS = 5.0  # warnings further apart than this, and than two intervals, are of different overloads
+RETRY_SECONDS = 1.0  # how often a disk that refused is tried again
+UNREADABLE_SECONDS = 30.0  # a file that can't be read for so long is treated as a damaged one
+# What the state of a disk is to blame for. Any other error of the system at the start means that the path is wrong.
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
 def outbox_path(environ: Mapping[str, str]) -> Path:
@@ -21,84 +33,233 @@ def outbox_path(environ: Mapping[str, str]) -> Path:
     return Path(home, "eventKafkaPostgres", "outbox.sqlite")
 
 
-class Outbox:
-    """The warnings that Kafka has not acknowledged yet, in a SQLite file: they survive a kill and a power cut.
+class Episodes(dict[str, tuple[datetime, datetime]]):
+    """By host: observed_at of the first and of the last warning of its last overload."""
 
-    Its methods raise sqlite3.OperationalError when the disk refuses, sqlite3.DatabaseError when the file is damaged.
+    def started_at(self, host: str, observed_at: datetime, interval_seconds: float) -> datetime:
+        """observed_at of the first warning of the overload that a new warning belongs to.
+
+        Where the clock was set back, a new overload begins rather than one that ends before it started.
+        """
+        started_at, last = self.get(host, (observed_at, observed_at))
+        gap_seconds = abs((observed_at - last).total_seconds())
+        if observed_at < started_at or gap_seconds > max(GAP_SECONDS, 2 * interval_seconds):
+            started_at = observed_at
+        self[host] = started_at, observed_at
+        return started_at
+
+
+@dataclass
+class Memory:
+    """What this process knows of its outbox, and the disk may not."""
+
+    unsaved: dict[int, StoredWarning] = field(default_factory=dict)  # by position: not on the disk yet
+    handed_out: dict[int, StoredWarning] = field(default_factory=dict)  # by position: on the way to Kafka
+    removed: set[int] = field(default_factory=set)  # positions that the disk still has to take out
+    episodes: Episodes = field(default_factory=Episodes)  # stored with each warning
+
+    def remove(self, position: int) -> None:
+        """It is acknowledged. One that memory has lost is none of ours any more."""
+        if self.handed_out.pop(position, None) and not self.unsaved.pop(position, None):
+            self.removed.add(position)
+
+    def is_stored(self) -> None:
+        """The disk is up to date."""
+        self.unsaved.clear()
+        self.removed.clear()
+
+    def has_no_file(self) -> None:
+        """What is on the way to Kafka is nowhere else."""
+        self.unsaved |= self.handed_out
+        self.removed.clear()
+
+    def drop_excess(self) -> int:
+        """Keep the newest MAX_IN_MEMORY; how many are lost."""
+        excess = sorted(self.unsaved)[: max(0, len(self.unsaved) - MAX_IN_MEMORY)]
+        for position in excess:
+            del self.unsaved[position]
+            self.handed_out.pop(position, None)
+        return len(excess)
+
+    def take_over(self, file: OutboxFile, source: sqlite3.Connection, expected: int) -> bool:
+        """Store what can be read of another file, and what memory knows; whether all of it could be read."""
+        known = self.handed_out | self.unsaved
+        found, is_readable = file.take_over(source, known.values(), self.removed, self.episodes)
+        self.is_stored()
+        return is_readable and found >= expected
+
+
+def replace_damaged(path: Path, error: Exception, memory: Memory, expected: int) -> tuple[OutboxFile | None, bool]:
+    """Set a damaged file aside. A new one with what can be read of it, if there can be one; and whether that is all."""
+    file = None
+    try:
+        aside = quarantine(path)
+        logger.error("Outbox: %s is damaged (%s): it is kept as %s, a new one begins", path, error, aside)
+        file = OutboxFile(path)
+        with closing(sqlite3.connect(aside)) as source:
+            complete = memory.take_over(file, source, expected)
+        if not complete:
+            logger.error("Outbox: what could not be read of it is still in %s: try sqlite3 .recover", aside)
+        return file, complete
+    except (OSError, sqlite3.Error) as worse:
+        logger.error("Outbox: %s", worse)
+        if file:
+            file.close()
+        return None, False
+
+
+def reason(error: Exception) -> str:
+    """What an error says."""
+    return "another producer uses it" if is_busy(error) else str(error)
+
+
+class Outbox:
+    """The warnings that Kafka has not acknowledged yet. In a file they survive a kill and a power cut.
+
+    No method raises for what a disk does: while it refuses, warnings stay in memory, and each loss is logged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.connection = sqlite3.connect(path, timeout=2.0, isolation_level=None)
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """SettingsError says why there can't be an outbox at this path."""
+        self.path, self.clock = path, clock
+        self.outage = Outage("Outbox", logger)
+        self.file: OutboxFile | None = None  # None: there is none that could be used
+        self.memory = Memory()
+        self.episodes = self.memory.episodes
+        self.last_position = 0
+        self.lost = 0  # warnings
+        self.left_behind = False  # whether a damaged file may hold warnings that could not be read
+        self.retry_at = self.readable_at = clock()
         try:
-            # An exclusive lock is held until the process ends: it is what keeps a second producer out.
-            for statement in (
-                "pragma locking_mode = exclusive",
-                "pragma journal_mode = wal",
-                "pragma synchronous = full",
-                "create table if not exists warnings (position integer primary key autoincrement, key, value)",
-            ):
-                self.connection.execute(statement)
-            if (found := self.connection.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
-                raise sqlite3.DatabaseError(found)
-        except sqlite3.Error:
-            self.connection.close()
-            raise
+            self._use(OutboxFile(path))
+        except (OSError, sqlite3.Error) as error:
+            if is_busy(error):
+                text = f"{path} is in use: one producer per outbox, give this one another --outbox"
+                raise SettingsError(text) from error
+            if isinstance(error, OSError) and error.errno not in DISK_ERRNOS:
+                text = f"the outbox {path} can't be used: {error.strerror}; give another --outbox"
+                raise SettingsError(text) from error
+            self._recover(error)
 
-    def transaction(self) -> sqlite3.Connection:
-        """Use with `with`: what is inside is stored on disk as a whole, or not at all."""
-        self.connection.execute("begin immediate")
-        return self.connection
-
-    def change(self, add: Iterable[tuple[bytes, bytes]], remove: Iterable[int]) -> None:
-        """Store warnings as (key, value) and take others out by position, in one transaction."""
-        with self.transaction():
-            self.connection.executemany("insert into warnings (key, value) values (?, ?)", add)
-            self.connection.executemany("delete from warnings where position = ?", ((at,) for at in remove))
-
-    def after(self, position: int, most: int) -> list[tuple[int, bytes, bytes]]:
-        """The oldest warnings behind a position, at most so many, as (position, key, value)."""
-        rows = self.connection.execute(
-            "select position, key, value from warnings where position > ? order by position limit ?", (position, most)
-        )
-        return rows.fetchall()
-
-    def count(self) -> int:
+    def __len__(self) -> int:
         """How many warnings wait."""
-        return int(self.connection.execute("select count(*) from warnings").fetchone()[0])
+        return (self.file.count if self.file else 0) - len(self.memory.removed) + len(self.memory.unsaved)
 
+    def put(self, key: bytes, value: bytes) -> None:
+        """Store a warning: when this returns it is on the disk, or in memory while the disk refuses."""
+        self.last_position += 1
+        self.memory.unsaved[self.last_position] = StoredWarning(self.last_position, key, value)
+        self._store()
 
-def open_outbox(path: Path) -> Outbox:
-    """The outbox at this path; a damaged file is set aside first. SettingsError says why there can't be one."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return Outbox(path)
-    except OSError as error:
-        raise SettingsError(f"the outbox {path} can't be made: {error.strerror}; give another --outbox") from error
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
-            raise SettingsError(f"{path} is in use: one producer per outbox, give this one another --outbox") from error
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
-            raise SettingsError(f"the outbox {path} can't be used: {error}; give another --outbox") from error
-        return outbox_in_memory(path, error)
-    except sqlite3.DatabaseError as error:
-        return set_aside(path, error)
+    def after(self, position: int, limit: int) -> list[StoredWarning]:
+        """The oldest warnings behind a position, at most so many."""
+        found = [warning for warning in self.memory.unsaved.values() if warning.position > position]
+        if self.file:
+            try:
+                rows = self.file.after(position, limit + len(self.memory.removed))
+            except sqlite3.Error as error:
+                self.outage.begin(f"{self.path} can't be read: {error}")
+                if is_damage(error) or self.clock() - self.readable_at > UNREADABLE_SECONDS:
+                    self._recover(error, damaged=True)
+                return []  # those in memory wait as well, else older ones would be skipped
+            found += [warning for warning in rows if warning.position not in self.memory.removed]
+        self.readable_at = self.clock()
+        found = sorted(found)[:limit]
+        self.memory.handed_out |= {warning.position: warning for warning in found}
+        return found
 
+    def remove(self, positions: Iterable[int]) -> None:
+        """Take out what Kafka has acknowledged."""
+        for position in positions:
+            self.memory.remove(position)
+        self._store()
 
-def set_aside(path: Path, error: sqlite3.DatabaseError) -> Outbox:
-    """Give a damaged outbox another name, so that nothing in it is lost for good, and begin a new one."""
-    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-    try:
-        for suffix in ("", "-wal"):
-            if (part := Path(f"{path}{suffix}")).exists():
-                part.rename(f"{aside}{suffix}")
-        logger.error("Outbox: %s is damaged (%s); it is kept as %s, a new one begins", path, error, aside)
-        return Outbox(path)
-    except (OSError, sqlite3.Error) as worse:
-        return outbox_in_memory(path, worse)
+    def maintain(self) -> None:
+        """Notice a file that was removed or replaced; go back to a disk that takes something again."""
+        if self.clock() >= self.retry_at:
+            if not self.file or not self.file.is_in_place():
+                self.retry_at = self.clock() + RETRY_SECONDS
+                self._reopen()
+            self._store()
 
+    def close(self) -> None:
+        """The end of the run: what memory holds, or a file that was removed, is lost. The rest is left on the disk."""
+        self.retry_at = self.clock()
+        self.maintain()
+        waiting, is_in_place = len(self), bool(self.file and self.file.is_in_place())
+        if self.file:
+            self.file.close()
+        if not is_in_place:
+            self.file = None
+            self.memory.removed.clear()
+        self.memory.unsaved.clear()
+        self._lose(waiting - len(self))
 
-def outbox_in_memory(path: Path, error: Exception) -> Outbox:
-    """What there is where the disk takes nothing at all: sampling and sending go on."""
-    logger.error("Outbox: %s can't be used (%s); warnings wait in memory until the next start", path, error)
-    return Outbox(Path(":memory:"))
+    def _store(self) -> None:
+        """Bring the disk up to date. What it refuses stays in memory: the newest MAX_IN_MEMORY of it."""
+        memory = self.memory
+        if self.file and (memory.unsaved or memory.removed) and self.clock() >= self.retry_at:
+            try:
+                self.file.write(memory.unsaved.values(), memory.removed, memory.episodes if memory.unsaved else {})
+                memory.is_stored()
+                self.outage.end()
+            except sqlite3.Error as error:
+                if is_damage(error):
+                    self._recover(error)
+                else:
+                    self.retry_at = self.clock() + RETRY_SECONDS
+                    self.outage.begin(f"{self.path} can't be written: {error}")
+        self._lose(memory.drop_excess())
+
+    def _lose(self, count: int) -> None:
+        if count:
+            self.lost += count
+            lost = counted(count, "warning") + (" is" if count == 1 else " are")
+            logger.error("Outbox: %s lost: neither the disk nor Kafka took what memory can't keep", lost)
+
+    def _use(self, file: OutboxFile) -> None:
+        self.file, self.last_position = file, max(self.last_position, file.last_position())
+        self.episodes.update(file.episodes() | self.episodes)
+        self.retry_at = self.clock()
+
+    def _reopen(self) -> None:
+        """Use the file at our path, made anew where there is none, and bring along what a removed one holds."""
+        old, file = self.file, None
+        is_elsewhere = bool(old and old.make_room())
+        try:
+            file = OutboxFile(self.path)
+            if is_elsewhere or not old:
+                file.move_behind(self.last_position)
+            if old and is_elsewhere and not self.memory.take_over(file, old.connection, old.count):
+                self.left_behind = True
+            self._use(file)
+        except (OSError, sqlite3.Error) as error:
+            if file:
+                file.close()
+            if not is_elsewhere:
+                self._recover(error)
+            elif is_damage(error):  # it is none of ours: the next time there is room for a new one
+                with suppress(OSError):
+                    quarantine(self.path)
+            else:
+                self.outage.begin(f"{self.path} was removed, and no new file can be used: {reason(error)}")
+        else:
+            if old:
+                old.close()
+                logger.error("Outbox: %s was removed or replaced; a new file holds what waits", self.path)
+
+    def _recover(self, error: Exception, damaged: bool = False) -> None:
+        """Set a damaged file aside and go on with what can be read of it, in a new one. Else memory has to do."""
+        old, self.file = self.file, None
+        if old:
+            old.close()
+        if damaged or is_damage(error):
+            file, complete = replace_damaged(self.path, error, self.memory, old.count if old else 0)
+            self.left_behind |= not complete
+            if file:
+                self._use(file)
+        if not self.file:
+            self.memory.has_no_file()
+            self.retry_at = self.clock() + RETRY_SECONDS
+            limit = f"at most {MAX_IN_MEMORY:,} warnings wait in memory"
+            self.outage.begin(f"{self.path} can't be used ({reason(error)}): {limit}")

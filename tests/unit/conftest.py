@@ -9,15 +9,16 @@ from fakes import Kafka
 from eventkafkapostgres.database import Database
 from eventkafkapostgres.delivery import Delivery
 from eventkafkapostgres.outages import KafkaLog
-from eventkafkapostgres.outbox import open_outbox
+from eventkafkapostgres.outbox import Outbox
 from simpleEvents import EventSystem
 
 
 @pytest.fixture
-def outbox(tmp_path):
-    made = open_outbox(tmp_path / "outbox.sqlite")
+def outbox(tmp_path, clock):
+    made = Outbox(tmp_path / "outbox.sqlite", clock)
     yield made
-    made.connection.close()
+    if made.file:
+        made.file.close()
 
 
 @pytest.fixture
@@ -31,8 +32,17 @@ def kafka_log(clock):
 
 
 @pytest.fixture
-def delivery(kafka, outbox, kafka_log, clock):
-    return Delivery(kafka.client, "bandwidth_exceeds", outbox, EventSystem(), kafka_log, clock, clock.sleep)
+def new_delivery(kafka, kafka_log, clock):
+    """A delivery of an outbox to Kafka, with nothing in flight."""
+    return lambda outbox: Delivery(
+        kafka.new_producer(), kafka.new_producer, "bandwidth_exceeds", outbox, EventSystem(), kafka_log, 5.0, clock,
+        clock.sleep,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def delivery(new_delivery, outbox):
+    return new_delivery(outbox)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from eventkafkapostgres import checks
 from eventkafkapostgres.checks import check_bandwidth, check_consumer, check_outbox, check_topic, run_checks
 from eventkafkapostgres.console import CheckResult
 from eventkafkapostgres.outages import SettingsError
-from eventkafkapostgres.outbox import open_outbox
+from eventkafkapostgres.outbox import Outbox
 from eventkafkapostgres.topic import Topic
 
 TOPIC_ID = UUID("a1e3d76f-8db5-458a-a09a-8c5a744d596c")
@@ -109,10 +109,10 @@ def test_an_outbox_that_can_not_be_made_is_said(path):
 
 def test_warnings_that_wait_are_counted_and_nothing_is_changed(tmp_path):
     path = tmp_path / "outbox.sqlite"
-    outbox = open_outbox(path)
-    outbox.change([(b"k", b"v")], [])
+    outbox = Outbox(path)
+    outbox.put(b"k", b"v")
     assert check_outbox(path) == (True, f"outbox {path}: in use by a producer that runs")
-    outbox.connection.close()
+    outbox.close()
     before = path.read_bytes()
     assert check_outbox(path) == (True, f"outbox {path}: 1 warning waiting")
     assert path.read_bytes() == before
@@ -133,9 +133,10 @@ def test_a_file_without_our_table_is_an_outbox_without_warnings(tmp_path, conten
 
 def test_a_damaged_outbox_is_said(tmp_path):
     path = tmp_path / "outbox.sqlite"
-    outbox = open_outbox(path)
-    outbox.change([(b"k" * 100, b"v" * 5000)] * 50, [])
-    outbox.connection.close()
+    outbox = Outbox(path)
+    for _ in range(50):
+        outbox.put(b"k" * 100, b"v" * 5000)
+    outbox.close()
     content = bytearray(path.read_bytes())
     content[8192:12288] = os.urandom(4096)
     path.write_bytes(content)

@@ -1,333 +1,521 @@
+import contextlib
 import logging
-from datetime import UTC, datetime
-from uuid import UUID
+import math
+import socket
+import threading
+import time
 
+import psutil
 import pytest
-from fakes import Kafka, put, raised, said, values
-from kafka.errors import (
-    KafkaTimeoutError,
-)
+from fakes import damage, exchange, fill_disk, logged, put, raise_warnings, values
+from kafka import KafkaProducer, TopicPartition
+from kafka.errors import InvalidRecordError, InvalidTimestampError, KafkaTimeoutError, MessageSizeTooLargeError
 
-from eventkafkapostgres.delivery import WINDOW, Delivery
+from eventkafkapostgres import delivery as delivery_module
+from eventkafkapostgres.delivery import (
+    IDLE_SECONDS,
+    MAX_IN_FLIGHT,
+    POLL_SECONDS,
+    Delivery,
+)
+from eventkafkapostgres.workarounds import CONNECT_DELAY_MS, PRODUCER_CLIENT, ProducerClient, end_producer
 from simpleEvents import EventSystem
 
-OBSERVED_AT = datetime(2026, 11, 23, 16, 22, 4, 796005, tzinfo=UTC)
+
+def in_flight(delivery):
+    return [event.value for event in delivery.bandwidth_exceeds.events]
 
 
-EVENT_ID = UUID("01a20b20-7007-7b5a-b044-fec6a3afb754")
+def rounds(delivery, clock, seconds, step=0.5):
+    """Rounds without a sample, for so long."""
+    ends_at = clock.now + seconds
+    while clock.now < ends_at:
+        clock.now += step
+        exchange(delivery)
 
 
-# Delivery
+# Sending
 
 
 def test_a_warning_is_stored_before_it_is_sent(delivery, kafka):
-    delivery.pump(*raised("a"))
-    delivery.pump(*raised("b", "c"))
+    raise_warnings(delivery, "a")
+    raise_warnings(delivery, "b", "c")
     assert kafka.sent == [b"a", b"b", b"c"]
     assert kafka.on_disk == [[b"a"], [b"a", b"b", b"c"], [b"a", b"b", b"c"]]
 
 
 def test_a_warning_is_sent_at_once_to_the_topic_with_the_hosts_name_as_key(delivery, kafka):
-    delivery.pump(*raised("a"))
-    kafka.client.send.assert_called_once_with("bandwidth_exceeds", value=b"a", key=b"web-1")
-    kafka.client.flush.assert_not_called()
+    raise_warnings(delivery, "a")
+    kafka.producers[0].send.assert_called_once_with("bandwidth_exceeds", key=b"web-1", value=b"a")
+    assert kafka.flushes == []
 
 
 def test_a_warning_leaves_the_outbox_only_when_it_is_acknowledged(delivery, kafka, outbox):
-    delivery.pump(*raised("a", "b"))
-    delivery.pump()
+    raise_warnings(delivery, "a", "b")
+    exchange(delivery)
     assert values(outbox) == [b"a", b"b"]
     kafka.acknowledge(1)
-    delivery.pump()
-    assert values(outbox) == [b"a"]
-    assert (delivery.waiting, delivery.acknowledged) == (1, 1)
+    exchange(delivery)
+    assert (values(outbox), delivery.acknowledgements) == ([b"a"], 1)
     kafka.acknowledge(0)
-    delivery.pump()
-    assert values(outbox) == []
-    assert (delivery.waiting, delivery.acknowledged) == (0, 2)
+    exchange(delivery)
+    assert (values(outbox), delivery.acknowledgements) == ([], 2)
 
 
 def test_the_event_system_holds_the_warnings_that_are_in_flight(delivery, kafka):
-    delivery.pump(*raised("a", "b"))
-    assert [sent.value for sent in delivery.bandwidth_exceeds.events] == [b"a", b"b"]
+    raise_warnings(delivery, "a", "b")
+    assert in_flight(delivery) == [b"a", b"b"]
     kafka.acknowledge(0)
-    delivery.pump()
-    assert [sent.value for sent in delivery.bandwidth_exceeds.events] == [b"b"]
+    exchange(delivery)
+    assert in_flight(delivery) == [b"b"]
 
 
-def test_what_an_earlier_run_left_is_sent_first(outbox, kafka_log, clock):
+def test_what_an_earlier_run_left_is_sent_first(delivery, kafka, outbox):
     put(outbox, "old", "older")
-    kafka = Kafka(outbox)
-    delivery = Delivery(kafka.client, "t", outbox, EventSystem(), kafka_log, clock, clock.sleep)
-    assert delivery.waiting == 2
-    delivery.pump(*raised("new"))
+    raise_warnings(delivery, "new")
     assert kafka.sent == [b"old", b"older", b"new"]
     kafka.acknowledge()
-    delivery.pump()
-    assert (delivery.waiting, outbox.count()) == (0, 0)
+    exchange(delivery)
+    assert len(outbox) == 0
 
 
 def test_a_warning_is_sent_once_while_its_future_is_not_done(delivery, kafka, clock):
-    delivery.pump(*raised("a"))
-    for _ in range(100):
-        clock.now += 1
-        delivery.pump()
+    raise_warnings(delivery, "a")
+    rounds(delivery, clock, 10)
     assert kafka.sent == [b"a"]
 
 
-def test_at_most_a_window_of_warnings_is_in_flight_and_the_rest_waits_on_disk(delivery, kafka, outbox):
-    kafka.outbox = None
-    delivery.pump(*raised(*map(str, range(WINDOW + 5))))
-    assert len(kafka.sent) == WINDOW == 1000
-    assert outbox.count() == WINDOW + 5
-    delivery.pump()
-    assert len(kafka.sent) == WINDOW
+@pytest.fixture
+def small_window(monkeypatch):
+    monkeypatch.setattr(delivery_module, "MAX_IN_FLIGHT", 10)
+
+
+def test_at_most_a_window_of_warnings_is_in_flight_and_the_rest_waits(delivery, kafka, outbox, small_window):
+    raise_warnings(delivery, *map(str, range(15)))
+    exchange(delivery)
+    assert (len(kafka.sent), len(outbox)) == (10, 15)
     kafka.acknowledge(0, 1, 2)
-    delivery.pump()
-    assert kafka.sent[WINDOW:] == [b"1000", b"1001", b"1002"]
-    kafka.acknowledge()
-    delivery.pump()
-    kafka.acknowledge()
-    delivery.pump()
-    assert kafka.sent == [str(n).encode() for n in range(WINDOW + 5)]
-    assert (delivery.waiting, delivery.acknowledged) == (0, WINDOW + 5)
+    exchange(delivery)
+    exchange(delivery)
+    assert kafka.sent[10:] == [b"10", b"11", b"12"]
+    for _ in range(3):
+        kafka.acknowledge()
+        exchange(delivery)
+    assert kafka.sent == [str(n).encode() for n in range(15)]
+    assert (len(outbox), delivery.acknowledgements) == (0, 15)
 
 
-def test_send_that_raises_for_want_of_metadata_loses_nothing(delivery, kafka, clock, outbox):
-    kafka.raises = KafkaTimeoutError("Failed to update metadata after 0.0 secs.")
-    kafka.client.partitions_for.side_effect = kafka.raises
-    delivery.pump(*raised("a", "b"))
-    assert (kafka.sent, values(outbox), delivery.bandwidth_exceeds.events) == ([], [b"a", b"b"], [])
-    kafka.raises = kafka.client.partitions_for.side_effect = None
-    delivery.pump()  # too soon
-    assert kafka.sent == []
-    clock.now += 0.25
-    delivery.pump(*raised("c"))
+def test_the_window_is_a_thousand_warnings():
+    assert MAX_IN_FLIGHT == 1000
+
+
+def test_nothing_is_sent_before_the_topic_is_known(delivery, kafka, outbox):
+    kafka.partitions = None
+    raise_warnings(delivery, "a", "b")
+    assert (kafka.sent, values(outbox)) == ([], [b"a", b"b"])
+    kafka.partitions = {0, 1}
+    raise_warnings(delivery, "c")
     assert kafka.sent == [b"a", b"b", b"c"]
 
 
-def test_send_that_raises_in_the_middle_goes_on_behind_what_was_sent(delivery, kafka, clock):
-    delivery.pump(*raised("a"))
-    kafka.raises = KafkaTimeoutError()
-    delivery.pump(*raised("b"))
-    kafka.raises = None
-    clock.now += 1
-    delivery.pump(*raised("c"))
-    assert kafka.sent == [b"a", b"b", b"c"]
+def test_while_something_is_in_flight_it_is_looked_at_often_and_then_seldom(delivery, kafka, clock):
+    assert delivery.pause() == POLL_SECONDS  # the topic is not known yet
+    exchange(delivery)
+    assert delivery.pause() == IDLE_SECONDS
+    raise_warnings(delivery, "a")
+    assert delivery.pause() == POLL_SECONDS
+    clock.now += 10
+    assert delivery.pause() == IDLE_SECONDS  # Kafka is away: nobody is in a hurry
+    kafka.acknowledge()
+    raise_warnings(delivery, "b")
+    kafka.acknowledge()
+    exchange(delivery)
+    assert delivery.pause() == IDLE_SECONDS
 
 
-def test_a_refused_warning_stays_and_is_sent_again_from_the_oldest_on(delivery, kafka, clock, outbox):
-    delivery.pump(*raised("a", "b", "c"))
+# What is stuck or refused has one cure
+
+
+def test_a_refused_warning_stays_and_a_new_producer_begins_again_at_the_oldest(delivery, kafka, clock, outbox):
+    raise_warnings(delivery, "a", "b", "c")
     kafka.acknowledge(0)
     kafka.refuse(1)
-    delivery.pump()
+    exchange(delivery)
     assert values(outbox) == [b"b", b"c"]
-    clock.now += 60
-    delivery.pump()
-    assert kafka.sent == [b"a", b"b", b"c"]  # c is on its way: nothing overtakes it
-    kafka.refuse(2)
-    delivery.pump()
-    clock.now += 60
-    delivery.pump(*raised("d"))
+    raise_warnings(delivery, "d")
+    assert kafka.sent == [b"a", b"b", b"c"]  # nothing goes out in the pause
+    rounds(delivery, clock, 1)
     assert kafka.sent == [b"a", b"b", b"c", b"b", b"c", b"d"]
+    old, new = kafka.producers
+    assert delivery.kproducer is new
+    old._sender.force_close.assert_called_once_with()
     kafka.acknowledge()
-    delivery.pump()
-    assert (delivery.waiting, delivery.acknowledged, outbox.count()) == (0, 4, 0)
+    exchange(delivery)
+    assert (len(outbox), in_flight(delivery), delivery.acknowledgements) == (0, [], 4)
 
 
-def test_the_pause_after_a_refusal_doubles_up_to_30_seconds_and_an_acknowledgement_resets_it(delivery, kafka, clock):
+def test_the_pause_doubles_up_to_30_seconds_and_an_acknowledgement_resets_it(delivery, kafka, clock):
     def pause():
         kafka.refuse(-1)
-        delivery.pump()
+        exchange(delivery)
         refused_at, sent = clock.now, len(kafka.sent)
         while len(kafka.sent) == sent:
             clock.now += 0.5
-            delivery.pump()
+            exchange(delivery)
         return clock.now - refused_at
 
-    delivery.pump(*raised("a"))
+    raise_warnings(delivery, "a")
     assert [pause() for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
     kafka.acknowledge()
-    delivery.pump(*raised("b"))
+    raise_warnings(delivery, "b")
     assert pause() == 1
 
 
-@pytest.fixture
-def full_disk(outbox):
-    """Let SQLite find the disk full, as it really does; called with False, there is room again."""
-
-    def full(is_full):
-        pages = outbox.connection.execute("pragma page_count").fetchone()[0]
-        outbox.connection.execute(f"pragma max_page_count = {pages if is_full else 1 << 30}")
-
-    return full
-
-
-FAT = "x" * 8000
-
-
-def test_a_full_disk_stops_no_warning_and_is_said_once(delivery, kafka, full_disk, caplog, outbox):
-    full_disk(True)
-    for n in range(5):
-        delivery.pump(*raised(f"{n}{FAT}"))
-    assert [value[:1] for value in kafka.sent] == [b"0", b"1", b"2", b"3", b"4"]
-    (said_once,) = said(caplog)
-    assert f"Outbox: {outbox.path} can't be written: database or disk is full" in said_once
-    kafka.acknowledge()
-    delivery.pump()
-    assert (delivery.waiting, delivery.acknowledged, delivery.lost) == (0, 5, 0)
-
-
-def test_a_disk_that_has_room_again_takes_what_waited_and_says_so_once(
-    delivery, kafka, full_disk, caplog, outbox, clock
+@pytest.mark.parametrize("partitions", [None, set(), {0}])
+@pytest.mark.parametrize("in_flight", [True, False])
+def test_a_topic_that_was_deleted_or_has_fewer_partitions_gets_a_new_producer_soon(
+    delivery, kafka, clock, outbox, partitions, in_flight
 ):
-    full_disk(True)
-    kafka.raises = KafkaTimeoutError()
-    delivery.pump(*raised(f"0{FAT}", f"1{FAT}"))
-    assert (outbox.count(), delivery.waiting) == (0, 2)
-    full_disk(False)
-    caplog.set_level(logging.INFO)
-    delivery.pump()
-    delivery.pump()
-    assert (outbox.count(), delivery.waiting) == (2, 2)
-    assert said(caplog, "INFO") == ["Outbox: works again"]
-    assert len(said(caplog)) == 1
-    kafka.raises = None
-    clock.now += 1
-    delivery.pump()
-    assert [value[:1] for value in kafka.sent] == [b"0", b"1"]
+    kafka.partitions = {0, 1, 2}
+    raise_warnings(delivery, *(["a"] if in_flight else []))
+    kafka.partitions = partitions
+    rounds(delivery, clock, 2)
+    assert len(kafka.producers) == 2
+    kafka.partitions = {0}
+    raise_warnings(delivery, "b")
+    assert kafka.sent[-1] == b"b"
+    kafka.acknowledge(*(range(-2, 0) if in_flight else [-1]))
+    rounds(delivery, clock, 60)
+    assert (len(outbox), len(kafka.producers)) == (0, 2)
 
 
-def test_a_warning_that_only_memory_holds_is_sent_again_when_it_was_refused(delivery, kafka, full_disk, clock):
-    full_disk(True)
-    delivery.pump(*raised(f"0{FAT}"))
+def test_a_topic_that_gets_more_partitions_changes_nothing(delivery, kafka, clock):
+    raise_warnings(delivery, "a")
+    kafka.partitions = {0, 1, 2}
+    kafka.acknowledge()
+    rounds(delivery, clock, 60)
+    assert len(kafka.producers) == 1
+
+
+def test_an_acknowledgement_that_never_comes_gets_a_new_producer_at_longer_and_longer_intervals(delivery, kafka, clock):
+    raise_warnings(delivery, "a")
+    made_at = []
+    while len(made_at) < 7:
+        rounds(delivery, clock, 0.5)
+        if len(kafka.producers) > len(made_at) + 1:
+            made_at.append(clock.now)
+    pauses = [later - earlier for earlier, later in zip([1000.0, *made_at], made_at, strict=False)]
+    assert pauses == pytest.approx([16, 17, 19, 23, 31, 45, 45], abs=1.1)
+    assert kafka.sent == [b"a"] * 8
+
+
+def test_while_acknowledgements_come_the_producer_is_left_alone(delivery, kafka, clock):
+    raise_warnings(delivery, *map(str, range(100)))
+    for n in range(50):
+        kafka.acknowledge(n)
+        rounds(delivery, clock, 10)
+    assert len(kafka.producers) == 1
+
+
+def test_a_quiet_producer_is_left_alone(delivery, kafka, clock, caplog):
+    rounds(delivery, clock, 3600, step=10)
+    assert len(kafka.producers) == 1
+    raise_warnings(delivery, "a")
+    rounds(delivery, clock, 15)
+    assert len(kafka.producers) == 1
+
+
+def test_what_the_old_producer_tells_after_the_cure_is_not_listened_to(delivery, kafka, clock, outbox):
+    raise_warnings(delivery, "a", "b")
     kafka.refuse(0)
-    delivery.pump()
-    clock.now += 2
-    delivery.pump()
-    assert [value[:1] for value in kafka.sent] == [b"0", b"0"]
+    rounds(delivery, clock, 1.5)
+    assert kafka.sent == [b"a", b"b", b"a", b"b"]
+    assert in_flight(delivery) == [b"a", b"b"]
+    kafka.acknowledge(2)
+    rounds(delivery, clock, 5)
+    assert values(outbox) == [b"b"]
+
+
+@pytest.mark.parametrize("error", [MessageSizeTooLargeError("larger than max_request_size"), KafkaTimeoutError()])
+def test_what_send_raises_is_a_refusal(delivery, kafka, clock, outbox, caplog, error):
+    kafka.raises = error
+    raise_warnings(delivery, "a", "b")
+    assert (kafka.sent, values(outbox)) == ([], [b"a", b"b"])
+    kafka.raises = None
+    rounds(delivery, clock, 1)
+    assert kafka.sent == [b"a", b"b"]
+    assert len(logged(caplog)) == 1
+
+
+def test_without_a_file_left_to_open_the_old_producer_goes_on(delivery, kafka, clock, caplog):
+    raise_warnings(delivery, "a")
+
+    def no_file():
+        raise OSError(24, "Too many open files")
+
+    make, delivery.new_producer = delivery.new_producer, no_file
+    rounds(delivery, clock, 30)
+    assert "Kafka: [Errno 24] Too many open files; trying again" in logged(caplog)
+    kafka.producers[0]._sender.force_close.assert_not_called()
+    delivery.new_producer = make
+    rounds(delivery, clock, 30)
+    assert kafka.sent[:2] == [b"a", b"a"]
+
+
+# The disk and the outbox, as delivery sees them
+
+
+def test_a_full_disk_stops_no_warning(delivery, kafka, outbox, clock):
+    fill_disk(outbox)
+    for n in range(5):
+        raise_warnings(delivery, f"{n}{'x' * 8000}")
+    assert [value[:1] for value in kafka.sent] == [b"0", b"1", b"2", b"3", b"4"]
+    kafka.refuse(0)
+    rounds(delivery, clock, 2)
+    assert [value[:1] for value in kafka.sent[5:]] == [b"0", b"1", b"2", b"3", b"4"]
     kafka.acknowledge()
-    delivery.pump()
-    assert (delivery.waiting, delivery.acknowledged) == (0, 1)
+    exchange(delivery)
+    assert (len(outbox), delivery.acknowledgements, outbox.lost) == (0, 5, 0)
 
 
-def test_what_neither_disk_nor_kafka_takes_is_kept_up_to_a_window_then_counted_as_lost(
-    delivery, kafka, full_disk, caplog
-):
-    full_disk(True)
-    kafka.raises = KafkaTimeoutError()
-    delivery.pump(*raised(*(f"{n:04}{FAT}" for n in range(WINDOW + 3))))
-    assert (delivery.lost, delivery.waiting, len(delivery.unsaved)) == (3, WINDOW, WINDOW)
-    assert delivery.unsaved[0][1].startswith(b"0003")  # the oldest are lost
-    assert "3 warnings lost: neither the disk nor Kafka takes them" in said(caplog, "ERROR")[0]
-
-
-def test_an_acknowledged_warning_is_counted_once_though_the_disk_kept_it(delivery, kafka, outbox, clock):
-    delivery.pump(*raised("a", "b"))
-    outbox.connection.execute("pragma query_only = on")  # remounted read-only
+def test_an_outbox_that_is_damaged_while_something_is_in_flight_loses_none_of_that(delivery, kafka, outbox, clock):
+    kafka.outbox = None
+    raise_warnings(delivery, "a", "b")
+    damage(outbox)
+    raise_warnings(delivery, "c")
     kafka.acknowledge(0)
     kafka.refuse(1)
-    delivery.pump()
-    clock.now += 60
-    delivery.pump()
+    rounds(delivery, clock, 3)
+    assert kafka.sent == [b"a", b"b", b"c", b"b", b"c"]
     kafka.acknowledge()
-    delivery.pump()
-    assert (delivery.waiting, delivery.acknowledged) == (0, 2)
+    exchange(delivery)
+    assert (len(outbox), delivery.acknowledgements) == (0, 3)
 
 
-def damage(outbox):
-    """Overwrite the file under an open outbox, and make SQLite look at it again."""
-    outbox.connection.execute("pragma wal_checkpoint(truncate)")
-    size = outbox.path.stat().st_size
-    with outbox.path.open("r+b") as file:
-        file.write(b"\xff" * size)
-    outbox.connection.execute("pragma shrink_memory")
+# Heartbeats
 
 
-def test_an_outbox_that_is_damaged_while_running_is_set_aside_and_the_work_goes_on(delivery, kafka, outbox, tmp_path):
-    kafka.outbox = None
-    delivery.pump(*raised("a"))
-    damage(outbox)
-    delivery.pump(*raised("b"))
-    delivery.pump(*raised("c"))
-    assert len([*tmp_path.glob("*.damaged-*")]) == 1
-    assert kafka.sent == [b"a", b"b", b"c"]
+def test_a_heartbeat_goes_out_now_or_never(delivery, kafka):
+    kafka.outbox, kafka.partitions = None, None
+    delivery.send_heartbeat(b"web-1", b"1", 10)
+    kafka.partitions = {0}
+    exchange(delivery)
+    delivery.send_heartbeat(b"web-1", b"2", 10)
+    delivery.send_heartbeat(b"web-1", b"3", 10)  # the last one is still on its way
     kafka.acknowledge()
-    delivery.pump()
-    assert (delivery.waiting, delivery.acknowledged, delivery.lost) == (0, 3, 0)
-    assert delivery.outbox.count() == 0
-    delivery.outbox.connection.close()
+    exchange(delivery)
+    delivery.send_heartbeat(b"web-1", b"4", 10)
+    assert kafka.sent == [b"2", b"4"]
+    assert (len(delivery.outbox), delivery.acknowledgements, in_flight(delivery)) == (0, 0, [])
+
+
+def test_a_heartbeat_that_is_stuck_gets_a_new_producer_and_blocks_no_other_one(delivery, kafka, clock):
+    exchange(delivery)
+    delivery.send_heartbeat(b"web-1", b"1", 10)
+    rounds(delivery, clock, 17)
+    assert len(kafka.producers) == 2
+    delivery.send_heartbeat(b"web-1", b"2", 10)
+    assert kafka.sent == [b"1", b"2"]
+
+
+def test_a_heartbeat_that_is_refused_is_said_once_and_the_next_one_is_tried(delivery, kafka, clock, caplog):
+    caplog.set_level(logging.INFO)
+    exchange(delivery)
+    for _ in range(5):
+        delivery.send_heartbeat(b"web-1", b"1", 10)
+        kafka.refuse(-1)
+        rounds(delivery, clock, 60)
+    assert len(kafka.sent) == 5
+    (line,) = logged(caplog)
+    assert "no right to the topic" in line
+    delivery.send_heartbeat(b"web-1", b"1", 10)
+    kafka.acknowledge()
+    exchange(delivery)
+    assert logged(caplog)[1:] == ["Kafka: works again"]
+
+
+# The log
 
 
 def test_an_outage_is_said_once_with_its_cause_and_its_end_once(delivery, kafka, kafka_log, caplog, clock):
-    kafka.raises = KafkaTimeoutError()
-    kafka.client.partitions_for.side_effect = kafka.raises
-    for _ in range(30):
-        kafka_log.emit(logging.makeLogRecord({"msg": "connect failed: ECONNREFUSED"}))
-        delivery.pump(*raised("a"))
-        clock.now += 1
-    assert said(caplog) == [
-        "Kafka: connection refused: nothing listens at KAFKA_BOOTSTRAP_SERVERS; trying again",
-    ]
-    kafka.raises = kafka.client.partitions_for.side_effect = None
     caplog.set_level(logging.INFO)
+    kafka.partitions = None
+    for _ in range(100):
+        kafka_log.emit(logging.makeLogRecord({"msg": "connect failed: ECONNREFUSED"}))
+        raise_warnings(delivery, "a")
+        clock.now += 1
+    assert logged(caplog) == ["Kafka: connection refused: nothing listens at KAFKA_BOOTSTRAP_SERVERS; trying again"]
+    kafka.partitions = {0}
     for _ in range(3):
-        delivery.pump()
+        exchange(delivery)
         kafka.acknowledge()
         clock.now += 1
-    assert said(caplog, "INFO") == ["Kafka: works again"]
-    assert len(said(caplog)) == 1
+    assert logged(caplog)[1:] == ["Kafka: works again"]
 
 
 def test_a_future_that_never_completes_is_said_when_no_cause_is_known(delivery, kafka, caplog, clock):
-    delivery.pump()
-    delivery.pump(*raised("a"))
-    clock.now += 9
-    delivery.pump()
-    assert said(caplog) == []
-    clock.now += 2
-    delivery.pump()
-    delivery.pump()
-    assert said(caplog) == ["Kafka: no answer; trying again"]
+    raise_warnings(delivery, "a")
+    rounds(delivery, clock, 9)
+    assert logged(caplog) == []
+    rounds(delivery, clock, 200)
+    assert logged(caplog) == ["Kafka: no answer; trying again"]
 
 
-def test_nothing_is_said_of_kafka_while_nothing_waits(delivery, kafka, caplog, clock):
-    for _ in range(60):
-        delivery.pump()
-        clock.now += 1
-    assert said(caplog) == []
+def test_nothing_is_said_while_nothing_waits(delivery, caplog, clock):
+    rounds(delivery, clock, 60)
+    assert logged(caplog) == []
 
 
-def test_a_refusal_is_said_once_in_plain_words(delivery, kafka, caplog, clock):
-    delivery.pump(*raised("a"))
-    for _ in range(3):
-        kafka.refuse(-1)
-        delivery.pump()
-        clock.now += 60
-        delivery.pump()
-    (message,) = said(caplog)
-    assert message.startswith("Kafka: no right to the topic: this user needs DESCRIBE and WRITE")
+def test_a_quiet_host_says_why_it_could_not_send_and_that_it_could_again(delivery, kafka, kafka_log, caplog, clock):
+    caplog.set_level(logging.INFO)
+    kafka.partitions = None
+    kafka_log.emit(logging.makeLogRecord({"msg": "connect failed: ECONNREFUSED"}))
+    clock.now += 0.1
+    kafka_log.at = clock.now
+    rounds(delivery, clock, 10)
+    kafka.partitions = {0}
+    rounds(delivery, clock, 10)
+    assert logged(caplog) == [
+        "Kafka: connection refused: nothing listens at KAFKA_BOOTSTRAP_SERVERS; trying again",
+        "Kafka: works again",
+    ]
 
 
-def test_finish_flushes_without_blocking_and_ends_when_all_is_acknowledged(delivery, kafka, clock):
-    delivery.pump(*raised("a"))
-    kafka.client.flush.side_effect = lambda timeout: kafka.acknowledge()
-    delivery.finish(10)
-    kafka.client.flush.assert_called_once_with(timeout=0)
-    assert (delivery.waiting, clock.now) == (0, 1000.0)
+@pytest.mark.parametrize("error", [InvalidTimestampError, InvalidRecordError])
+def test_refusals_whose_text_differs_each_time_are_one_cause(delivery, kafka, caplog, clock, error):
+    raise_warnings(delivery, "a")
+    for n in range(5):
+        text = f"Timestamp 179575523029{n} of message with offset {n} is out of range. It should be within [{n}, {n}]"
+        kafka.refuse(-1, error=lambda text=text: error(text))
+        rounds(delivery, clock, 31)
+    (line,) = logged(caplog)
+    assert "this host's clock is wrong" in line
 
 
-def test_finish_looks_at_every_future_though_flush_came_back(delivery, kafka, outbox):
-    delivery.pump(*raised("a", "b"))
-    kafka.acknowledge(0)
-    kafka.refuse(1)
-    delivery.finish(10)  # flush() raised nothing
-    assert (delivery.waiting, delivery.acknowledged, values(outbox)) == (1, 1, [b"b"])
+# The end
 
 
-def test_finish_waits_no_longer_than_it_may_for_a_future_that_never_completes(delivery, kafka, clock, outbox):
-    kafka.client.flush.side_effect = KafkaTimeoutError("Timeout waiting for future")
-    delivery.pump(*raised("a"))
-    delivery.finish(3.0)
+def test_flush_makes_the_producer_send_what_lingers_and_ends_when_all_is_acknowledged(delivery, kafka, clock, outbox):
+    raise_warnings(delivery, "a")
+    kafka.on_flush = kafka.acknowledge
+    delivery.flush(10)
+    assert kafka.flushes == [10]
+    assert (len(outbox), clock.now) == (0, 1000.0)
+
+
+def test_flush_sends_what_is_left_as_soon_as_the_topic_is_known(delivery, kafka, outbox, small_window):
+    kafka.partitions = None
+    kafka.on_flush = kafka.acknowledge
+    raise_warnings(delivery, *map(str, range(25)))
+    sleep = delivery.sleep
+
+    def wake_up(seconds):
+        sleep(seconds)
+        kafka.partitions = {0}
+
+    delivery.sleep = wake_up
+    delivery.flush(10)
+    assert (len(outbox), delivery.acknowledgements) == (0, 25)
+
+
+def test_flush_looks_at_every_future_though_it_came_back(delivery, kafka, outbox):
+    raise_warnings(delivery, "a", "b")
+    kafka.on_flush = lambda: (kafka.acknowledge(0), kafka.refuse(1))
+    delivery.flush(10)
+    assert (delivery.acknowledgements, values(outbox)) == (1, [b"b"])
+
+
+def test_flush_waits_no_longer_than_it_may(delivery, kafka, clock, outbox):
+    raise_warnings(delivery, "a")
+    delivery.flush(3.0)
     assert clock.now == pytest.approx(1003.0)
-    assert (delivery.waiting, values(outbox)) == (1, [b"a"])
+    assert values(outbox) == [b"a"]
+
+
+def test_flush_does_not_wait_long_for_a_kafka_that_is_known_to_be_away(delivery, kafka, clock):
+    raise_warnings(delivery, "a")
+    kafka.refuse(0)
+    exchange(delivery)
+    delivery.flush(10)
+    assert clock.now == pytest.approx(1000.5)
+
+
+def test_the_end_does_not_raise_while_a_heartbeat_is_in_flight(delivery, kafka):
+    exchange(delivery)
+    delivery.send_heartbeat(b"web-1", b"1", 10)
+    kafka.producers[0].flush.side_effect = KafkaTimeoutError
+    delivery.flush(1)
+    end_producer(delivery.kproducer)
+
+
+# kafka-python itself
+
+
+def test_kafka_python_takes_the_delay_of_a_connection_for_milliseconds(monkeypatch):
+    """An idle sender asks for it: in seconds, or 0 while it connects, it would ask again at once."""
+    client = ProducerClient(bootstrap_servers="127.0.0.1:1", api_version=(3, 9))
+    try:
+        assert client.connection_delay("bootstrap-0") == CONNECT_DELAY_MS
+        monkeypatch.setattr(client._manager, "connection_delay", lambda node: 1.5)
+        assert client.connection_delay("bootstrap-0") == 1500
+    finally:
+        client.close()
+
+
+TOPIC = "bandwidth_exceeds"
+
+
+class Listener(threading.Thread):
+    """Accepts connections, reads, and says nothing, like a broker that hangs."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = "{}:{}".format(*self.listener.getsockname())
+        self.accepted = []
+        self.start()
+
+    def run(self):
+        with contextlib.suppress(OSError):
+            while True:
+                self.accepted.append(self.listener.accept()[0])
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.join()
+        for connection in self.accepted:
+            connection.close()
+
+
+def test_two_hundred_cures_leave_no_thread_and_no_file_behind(outbox, kafka_log):
+    def new_producer():
+        return KafkaProducer(bootstrap_servers=listener.address, api_version=(3, 9), acks="all", max_block_ms=0,
+                             enable_idempotence=False, delivery_timeout_ms=math.inf, **PRODUCER_CLIENT)  # fmt: skip
+
+    def threads():
+        return [thread for thread in threading.enumerate() if thread.name.endswith("-network-thread")]
+
+    def wait_for(condition):
+        ends_at = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < ends_at
+            time.sleep(0.01)
+
+    process = psutil.Process()
+    files = process.num_fds()
+    listener = Listener()
+    delivery = Delivery(new_producer(), new_producer, TOPIC, outbox, EventSystem(), kafka_log, answer_seconds=1e6)
+    for count in range(200):
+        connections = len(listener.accepted)
+        delivery.kproducer._accumulator.append(TopicPartition(TOPIC, 0), None, b"key", b"never acknowledged", [])
+        exchange(delivery)
+        if count % 2:  # with a connection, and without one
+            wait_for(lambda connections=connections: len(listener.accepted) > connections)
+        delivery.replace_at = -math.inf
+    exchange(delivery)
+    wait_for(lambda: len(threads()) == 1)
+    end_producer(delivery.kproducer)
+    wait_for(lambda: not threads())
+    listener.close()
+    assert process.num_fds() == files

@@ -3,16 +3,15 @@ import logging
 import os
 import socket
 from argparse import Namespace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import repeat
 from uuid import UUID
 
 import pytest
-from fakes import raised
+from fakes import raise_warnings
 from kafka import KafkaProducer
 from kafka.errors import (
     KafkaConfigurationError,
-    KafkaTimeoutError,
     UnrecognizedBrokerVersion,
 )
 
@@ -42,120 +41,185 @@ SASL = {
 
 @pytest.fixture
 def settings():
-    return Namespace(limit=1000.0, interval=1.0, flush_interval=120.0, host="web-1", heartbeat=None)
+    return Namespace(
+        limit=1000.0, interval=1.0, flush_interval=120.0, host="web-1", heartbeat=None, forever=False, interface=[]
+    )
 
 
-def seconds_of(clock, rates):
-    """A sample each second, with these bytes sent a second."""
-    for rate in rates:
-        clock.now += 1
-        yield Sample(OBSERVED_AT, 1.0, ["eth0"], rate / 2, rate / 2)
+@pytest.fixture
+def run_interval(delivery, outbox, settings, stop, clock):
+    """One interval, in which these samples come, and no more of anything behind the last."""
+
+    def run(samples):
+        bandwidth_exceed_event_system(
+            samples, delivery.bandwidth_exceeds, outbox, delivery, settings, stop, clock=clock
+        )
+
+    return run
 
 
-def run_interval(delivery, measured, settings, stop, clock):
-    bandwidth_exceed_event_system(delivery, measured, settings, stop, clock=clock)
+@pytest.fixture
+def seconds_of(clock):
+    """A sample each second, with these bytes sent and received."""
+
+    def samples(rates):
+        for rate in rates:
+            clock.now += 1
+            yield sample(rate)
+
+    return samples
 
 
-def test_a_second_above_the_limit_is_a_warning_and_one_at_the_limit_is_none(delivery, kafka, settings, stop, clock):
-    run_interval(delivery, seconds_of(clock, [999, 1000, 1000.2, 5000, 0]), settings, stop, clock)
+def sample(rate, observed_at=OBSERVED_AT):
+    return Sample(observed_at, 1.0, ["eth0"], rate / 2, rate / 2)
+
+
+def test_a_second_above_the_limit_is_a_warning_and_one_at_the_limit_is_none(run_interval, kafka, seconds_of):
+    run_interval(seconds_of([999, 1000, 1000.2, 5000, 0]))
     sent = [json.loads(value) for value in kafka.sent]
     assert [event["bytes_per_second"] for event in sent] == [1000.2, 5000.0]
     assert len({event["event_id"] for event in sent}) == 2
     assert {event["host"] for event in sent} == {"web-1"}
-    assert [call.kwargs["key"] for call in kafka.client.send.call_args_list] == [b"web-1", b"web-1"]
 
 
-def test_a_warning_is_registered_sent_and_flushed_only_at_the_end(delivery, kafka, settings, stop, clock):
-    events = delivery.bandwidth_exceeds.events
+def test_a_warning_is_registered_and_sent_at_once_and_flushed_only_at_the_end(
+    run_interval, delivery, kafka, settings, clock
+):
+    events, registered = delivery.bandwidth_exceeds.events, []
+    settings.flush_interval = 3.0
 
-    def measured():
+    def samples():
         for _ in range(3):
             clock.now += 1
-            yield Sample(OBSERVED_AT, 1.0, ["eth0"], 5000, 0)
+            yield sample(5000)
             registered.append(len(events))
-            kafka.client.flush.assert_not_called()
+            assert kafka.flushes == []
 
-    registered = []
-    kafka.client.flush.side_effect = lambda timeout: kafka.acknowledge()
-    run_interval(delivery, measured(), settings, stop, clock)
-    assert registered == [1, 2, 3]
+    kafka.on_flush = kafka.acknowledge
+    run_interval(samples())
+    assert registered == [1, 2]
     assert events == []
-    kafka.client.flush.assert_called_once_with(timeout=0)
+    assert kafka.flushes == [10.0]
 
 
-@pytest.mark.parametrize(("flush_interval", "samples_taken"), [(120.0, 120), (5.0, 5), (1.0, 1), (0.5, 1)])
+def test_an_acknowledgement_is_noticed_between_two_samples(run_interval, delivery, kafka, outbox, clock):
+    def samples():
+        yield sample(5000)
+        kafka.acknowledge()
+        assert len(outbox) == 1
+        yield None
+        assert (len(outbox), delivery.bandwidth_exceeds.events) == (0, [])
+
+    run_interval(samples())
+    assert delivery.acknowledgements == 1
+
+
+@pytest.mark.parametrize(("flush_interval", "samples_taken"), [(120.0, 120), (5.0, 5), (1.0, 1)])
 def test_the_loop_flushes_and_breaks_out_after_the_flush_interval(
-    delivery, kafka, settings, stop, clock, flush_interval, samples_taken
+    run_interval, kafka, settings, seconds_of, clock, flush_interval, samples_taken
 ):
     settings.flush_interval = flush_interval
-    kafka.client.flush.side_effect = lambda timeout: kafka.acknowledge()
-    run_interval(delivery, seconds_of(clock, repeat(5000)), settings, stop, clock)
+    kafka.on_flush = kafka.acknowledge
+
+    def with_pauses():
+        for each in seconds_of(repeat(5000)):
+            yield each
+            kafka.acknowledge()
+            clock.now += 0.49
+            yield None
+            clock.now -= 0.49
+
+    run_interval(with_pauses())
     assert len(kafka.sent) == samples_taken
-    kafka.client.flush.assert_called_once()
+    assert len(kafka.flushes) == 1
 
 
-def test_the_next_interval_begins_with_the_next_second(delivery, kafka, settings, stop, clock):
+def test_the_interval_ends_also_where_nothing_can_be_measured(run_interval, settings, clock):
+    settings.flush_interval = 5.0
+
+    def samples():
+        while True:
+            clock.now += 0.5
+            yield None
+
+    run_interval(samples())
+    assert clock.now == pytest.approx(1005.5)
+
+
+def test_the_next_interval_begins_with_the_next_second(run_interval, kafka, settings, seconds_of):
     settings.flush_interval = 3.0
-    kafka.client.flush.side_effect = lambda timeout: kafka.acknowledge()
-    measured = seconds_of(clock, range(2000, 3000))
+    kafka.on_flush = kafka.acknowledge
+    samples = seconds_of(range(2000, 3000))
     for _ in range(4):
-        run_interval(delivery, measured, settings, stop, clock)
+        run_interval(samples)
     assert [json.loads(value)["bytes_per_second"] for value in kafka.sent] == [*range(2000, 2012)]
-    assert kafka.client.flush.call_count == 4
+    assert len(kafka.flushes) == 4
 
 
-def test_the_end_of_an_interval_says_what_became_of_its_warnings(delivery, kafka, settings, stop, clock, caplog):
+def test_the_end_of_an_interval_says_what_became_of_its_warnings(
+    run_interval, delivery, kafka, settings, seconds_of, caplog
+):
     caplog.set_level(logging.INFO)
-    delivery.pump(*raised("of an earlier interval"))
-    kafka.client.flush.side_effect = lambda timeout: (kafka.acknowledge(0, 1), kafka.refuse(2))
-    run_interval(delivery, seconds_of(clock, [5000, 0, 5000]), settings, stop, clock)
+    settings.flush_interval = 3.0
+    raise_warnings(delivery, "of an earlier interval")
+    kafka.on_flush = lambda: (kafka.acknowledge(0, 1), kafka.refuse(2))
+    run_interval(seconds_of([5000, 0, 5000]))
     assert caplog.messages[-1] == "interval over: 3 samples, 2 warnings raised, 2 acknowledged, 1 left"
 
 
-def test_the_sampling_goes_on_each_second_while_kafka_is_away(delivery, kafka, settings, stop, clock, outbox):
-    kafka.raises = KafkaTimeoutError()
-    kafka.client.partitions_for.side_effect = kafka.raises
-    run_interval(delivery, seconds_of(clock, repeat(5000, 120)), settings, stop, clock)
-    assert len(kafka.client.flush.call_args_list) == 1
-    assert (outbox.count(), delivery.waiting) == (120, 120)
+def test_the_sampling_goes_on_each_second_while_kafka_is_away(run_interval, kafka, seconds_of, outbox):
+    kafka.partitions = None
+    run_interval(seconds_of(repeat(5000, 120)))
+    assert len(outbox) == 120
 
 
-def test_after_a_signal_the_last_acknowledgements_get_three_seconds(delivery, kafka, settings, stop, clock):
-    def measured():
-        yield Sample(OBSERVED_AT, 1.0, ["eth0"], 5000, 0)
+def test_with_forever_the_flush_does_not_delay_the_next_sample(run_interval, settings, seconds_of, clock):
+    settings.flush_interval, settings.forever = 3.0, True
+    run_interval(seconds_of([5000, 5000, 5000]))
+    assert clock.now == pytest.approx(1003.5)
+
+
+def test_after_a_signal_the_last_acknowledgements_get_three_seconds(run_interval, outbox, stop, clock):
+    def samples():
+        yield sample(5000)
         stop.set()
+        yield None
 
-    run_interval(delivery, measured(), settings, stop, clock)
+    run_interval(samples())
     assert clock.now == pytest.approx(1003.0)
-    assert delivery.waiting == 1
+    assert len(outbox) == 1
 
 
-def test_a_heartbeat_goes_out_as_often_as_it_is_asked_for_beside_the_warnings(delivery, kafka, settings, stop, clock):
+def test_after_a_signal_nothing_is_waited_for_when_nothing_is_left(run_interval, kafka, stop, clock):
+    kafka.partitions = None
+    stop.set()
+    run_interval(iter([None]))
+    assert clock.now == 1000.0
+
+
+def test_a_heartbeat_goes_out_as_often_as_it_is_asked_for_beside_the_warnings(
+    run_interval, delivery, kafka, settings, seconds_of
+):
     settings.heartbeat = 10.0
-    kafka.client.flush.side_effect = lambda timeout: kafka.acknowledge()
+    kafka.outbox = None
 
-    def measured():
-        for sample in seconds_of(clock, repeat(0, 35)):
+    def samples():
+        for each in seconds_of(repeat(0, 35)):
             kafka.acknowledge()
-            yield sample
+            yield each
 
-    run_interval(delivery, measured(), settings, stop, clock)
+    run_interval(samples())
     beat = json.dumps({"host": "web-1", "heartbeat_at": "2026-11-23T16:22:04.796005+00:00"}).encode()
     assert kafka.sent == [beat] * 4
-    assert (delivery.waiting, delivery.acknowledged) == (0, 0)
-    assert message.read_heartbeat(beat) == ("web-1", datetime.fromisoformat("2026-11-23T16:22:04.796005+00:00"))
+    assert (len(delivery.outbox), delivery.acknowledgements) == (0, 0)
+    assert message.read_heartbeat(beat) == ("web-1", OBSERVED_AT)
 
 
-def test_a_heartbeat_is_left_out_while_the_last_one_is_on_its_way_or_kafka_is_away(delivery, kafka):
-    kafka.outbox = None
-    kafka.raises = KafkaTimeoutError()
-    delivery.beat(b"web-1", b"1", 10)
-    kafka.raises = None
-    delivery.beat(b"web-1", b"2", 10)
-    delivery.beat(b"web-1", b"3", 10)
-    kafka.acknowledge()
-    delivery.beat(b"web-1", b"4", 10)
-    assert kafka.sent == [b"2", b"4"]
+def test_the_warnings_of_one_overload_say_when_it_started(run_interval, kafka, settings):
+    seconds = [0, 1, 6, 12, 13]
+    run_interval(sample(5000, OBSERVED_AT + timedelta(seconds=second)) for second in seconds)
+    started = [datetime.fromisoformat(json.loads(value)["episode_started_at"]) for value in kafka.sent]
+    assert [(at - OBSERVED_AT).total_seconds() for at in started] == [0, 0, 0, 12, 12]
 
 
 # The command line

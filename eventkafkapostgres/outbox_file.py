@@ -1,0 +1,165 @@
+"""The SQLite file of the outbox: one transaction for each change, and what can be read of a damaged one."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+Episodes = Mapping[str, tuple[datetime, datetime]]  # by host: observed_at of the first and of the last warning
+
+
+class StoredWarning(NamedTuple):
+    """A warning as the outbox keeps it. Positions rise in the order in which the warnings were raised."""
+
+    position: int
+    key: bytes
+    value: bytes
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether another process has the file."""
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether the file is to blame rather than the disk."""
+    return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+
+
+def quarantine(path: Path) -> Path:
+    """Give the files of a damaged outbox another name, so that nothing in them is lost for good."""
+    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    for suffix in ("", "-wal"):
+        with suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+    return aside
+
+
+def salvage(connection: sqlite3.Connection, errors: list[sqlite3.Error]) -> Iterator[StoredWarning]:
+    """What can be read: from the oldest on, and where that breaks off, from the newest back."""
+    last = -(1 << 63)  # below every position
+    for order in ("asc", "desc"):
+        query = f"select position, key, value from warnings where position > ? order by position {order}"
+        try:
+            for position, key, value in connection.execute(query, (last,)):
+                if isinstance(key, bytes) and isinstance(value, bytes):
+                    yield StoredWarning(position, key, value)
+                last = position if order == "asc" else last
+            return
+        except sqlite3.Error as error:
+            errors.append(error)
+
+
+class OutboxFile:
+    """The SQLite file, held by an exclusive lock until it is closed. Its methods raise sqlite3.Error."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it, or make it, for its owner alone. OSError or sqlite3.Error when that can't be."""
+        self.path = path
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        with suppress(PermissionError):  # it is somebody else's, who lets us write into it
+            os.fchmod(descriptor, 0o600)
+        os.close(descriptor)
+        self.connection = sqlite3.connect(path, timeout=2.0, isolation_level=None)
+        try:
+            for statement in (
+                "pragma locking_mode = exclusive",
+                "pragma journal_mode = wal",
+                "pragma synchronous = full",
+                "create table if not exists warnings (position integer primary key, key, value)",
+                "create table if not exists episodes (host primary key, started_at, last_observed_at)",
+            ):
+                self.connection.execute(statement)
+            if (found := self.connection.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(found)
+            self.count = int(self.connection.execute("select count(*) from warnings").fetchone()[0])
+        except sqlite3.Error:
+            self.connection.close()
+            raise
+        self.identity = self._identity()
+
+    def _identity(self) -> list[tuple[int, int] | None]:
+        """Device and inode of what stands at the path of the file and of its write-ahead log."""
+        found: list[tuple[int, int] | None] = []
+        for name in (self.path, f"{self.path}-wal"):
+            try:
+                found.append((os.stat(name).st_dev, os.stat(name).st_ino))
+            except OSError:
+                found.append(None)
+        return found
+
+    def is_in_place(self) -> bool:
+        """Whether nobody has removed or replaced it."""
+        return self._identity() == self.identity
+
+    def make_room(self) -> bool:
+        """Before another file is opened at our path; whether this one still holds what is nowhere else."""
+        (file, log), (our_file, our_log) = self._identity(), self.identity
+        if file == our_file:  # only the log was removed: closing stores what is in it
+            self.close()
+        elif log == our_log:  # the other file would be changed by it
+            with suppress(OSError):
+                os.unlink(f"{self.path}-wal")
+        return file != our_file
+
+    def after(self, position: int, limit: int) -> list[StoredWarning]:
+        """The oldest warnings behind a position, at most so many."""
+        query = "select position, key, value from warnings where position > ? order by position limit ?"
+        return [StoredWarning(*row) for row in self.connection.execute(query, (position, limit))]
+
+    def write(self, add: Iterable[StoredWarning], remove: Iterable[int], episodes: Episodes) -> None:
+        """Store all of this in one transaction, or nothing."""
+        begun = [(host, *(time.isoformat() for time in times)) for host, times in episodes.items()]
+        self.connection.execute("begin immediate")
+        with self.connection as to:
+            added = to.executemany("insert or ignore into warnings values (?, ?, ?)", add).rowcount
+            removed = to.executemany("delete from warnings where position = ?", ((at,) for at in remove)).rowcount
+            to.executemany("insert or replace into episodes values (?, ?, ?)", begun)
+        self.count += added - removed
+
+    def take_over(
+        self, source: sqlite3.Connection, known: Iterable[StoredWarning], removed: Container[int], episodes: Episodes
+    ) -> tuple[int, bool]:
+        """Store what can be read of another file, without `removed`, and what is `known` besides.
+
+        Returns how many could be read, and whether nothing hindered that.
+        """
+        errors: list[sqlite3.Error] = []
+        found = 0
+
+        def warnings() -> Iterator[StoredWarning]:
+            nonlocal found
+            for warning in salvage(source, errors):
+                found += 1
+                if warning.position not in removed:
+                    yield warning
+            yield from known
+
+        self.write(warnings(), (), episodes)
+        return found, not errors
+
+    def last_position(self) -> int:
+        return int(self.connection.execute("select coalesce(max(position), 0) from warnings").fetchone()[0])
+
+    def move_behind(self, position: int) -> None:
+        """Give all that is in it positions behind this one."""
+        shift = max(position, self.last_position()) + 1  # so far that it collides with nothing on the way
+        self.connection.execute("update warnings set position = position + ?", (shift,))
+
+    def episodes(self) -> dict[str, tuple[datetime, datetime]]:
+        """The last episode (overload) of each host."""
+        found = {}
+        for host, started_at, last_observed_at in self.connection.execute("select * from episodes"):
+            with suppress(TypeError, ValueError):  # nothing of ours
+                found[host] = datetime.fromisoformat(started_at), datetime.fromisoformat(last_observed_at)
+        return found
+
+    def close(self) -> None:
+        self.connection.close()
