@@ -1,7 +1,6 @@
 """The promise, line by line: whatever is broken, nothing is lost, nothing is there twice, and everything goes on."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -37,30 +36,6 @@ def goes_on(pipeline: Pipeline) -> None:
 
 
 # Killed
-
-
-def test_a_full_outbox_survives_kill_minus_9(pipeline: Pipeline) -> None:
-    pipeline.servers.kafka_proxy.mode = "refuse"
-    producer = pipeline.producer("--interval", "0.01", "--forever", environment=through_kafka_proxy(pipeline))
-    producer.raises(1200)  # more than the window in memory
-    producer.kill()
-    assert pipeline.sent() == 0
-    pipeline.servers.kafka_proxy.mode = "pass"
-    assert pipeline.producer("--flush-interval", "1", environment=through_kafka_proxy(pipeline)).ends() == 0
-    pipeline.drain()
-    pipeline.assert_recorded(unlogged=1)
-
-
-def test_a_producer_that_is_killed_again_and_again_loses_nothing(pipeline: Pipeline) -> None:
-    consumer = pipeline.consumer()
-    for round_ in range(8):
-        producer = pipeline.producer("--interval", "0.02", "--forever")
-        producer.raises(5 + 3 * round_)
-        producer.kill()
-    assert pipeline.producer("--flush-interval", "0.5").ends() == 0
-    pipeline.drain()
-    assert consumer.stop() == 0
-    pipeline.assert_recorded(unlogged=8)
 
 
 def test_what_is_sent_twice_is_recorded_once(pipeline: Pipeline) -> None:
@@ -547,21 +522,6 @@ def stops(figures: list[str], what: str, number: signal.Signals, *scripts: Scrip
             running.remove(script)
             figures.append(f"{what}: {script.name} stopped in {time.monotonic() - began_at:.1f} s")
         time.sleep(0.03)
-
-
-# The outbox
-
-
-def test_a_damaged_outbox_is_set_aside_and_the_sampling_goes_on(pipeline: Pipeline) -> None:
-    outbox = pipeline.directory / "damaged.sqlite"
-    outbox.write_bytes(os.urandom(50_000))
-    damaged = outbox.read_bytes()
-    producer = pipeline.producer("--outbox", str(outbox), "--flush-interval", "1")
-    assert producer.ends() == 0
-    assert producer.says("damaged")
-    assert any(path.read_bytes() == damaged for path in pipeline.directory.glob("damaged.sqlite.*"))
-    pipeline.drain()
-    pipeline.assert_recorded()
 
 
 # Refused
