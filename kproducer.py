@@ -36,7 +36,7 @@ from eventkafkapostgres.console import (
 from eventkafkapostgres.delivery import Delivery, InFlight, answer_seconds
 from eventkafkapostgres.log import Terminal
 from eventkafkapostgres.message import heartbeat, to_json, uuid7, warning
-from eventkafkapostgres.outages import KafkaLog
+from eventkafkapostgres.outages import KafkaLog, counted
 from eventkafkapostgres.outbox import Outbox, outbox_path
 from eventkafkapostgres.rates import format_rate, parse_rate
 from eventkafkapostgres.settings import FIXED_PRODUCER_OPTIONS, PRODUCER_OPTIONS, kafka_options, make_client
@@ -162,8 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         delivery = Delivery(
             kproducer, new_producer, settings.topic, outbox, bandwidth_exceeds, kafka_log, answer_seconds(options)
         )
-        logger.info("started: limit %s, topic %s, %d warnings wait in %s",
-                    format_rate(settings.limit), settings.topic, len(outbox), outbox.path)  # fmt: skip
+        logger.info("started: limit %s, topic %s, %s waiting in %s", format_rate(settings.limit), settings.topic,
+                    counted(len(outbox), "warning"), outbox.path)  # fmt: skip
         ticks = samples(settings.interval, Interfaces(settings.interface), stop, delivery.pause)
         rounds = chain(ticks, repeat(None))  # SIGINT and SIGTERM end the ticks: one more round, for the flush
         show = terminal.set_status
@@ -186,7 +186,7 @@ def end(outbox: Outbox, delivery: Delivery, stop: Stop) -> int:
     if (len(outbox) or never_reached) and not delivery.outage.causes:
         logger.error("Kafka: %s", delivery.kafka_log.cause or "no answer yet")
     if len(outbox):
-        logger.error("%d of the warnings are left in %s: the next run sends them", len(outbox), outbox.path)
+        logger.error("%s left in %s: the next run sends them", counted(len(outbox), "warning"), outbox.path)
     return 1 if len(outbox) or outbox.lost or outbox.left_behind or never_reached else 0
 
 

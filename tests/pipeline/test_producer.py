@@ -280,7 +280,7 @@ def test_what_neither_a_full_disk_nor_kafka_took_is_counted_as_lost(pipeline: Pi
     assert "can't be written: database or disk is full" in log
     lost, left = (
         int(number[1])
-        for number in (re.search(r"(\d+) warnings are lost", log), re.search(r"(\d+) of the", log))
+        for number in (re.search(r"(\d+) warnings are lost", log), re.search(r"(\d+) warnings? left in", log))
         if number
     )
     assert lost > 0

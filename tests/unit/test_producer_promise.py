@@ -203,4 +203,4 @@ def small(monkeypatch):
 
 
 class TestProducer(Producer.TestCase):
-    settings = settings(max_examples=40, stateful_step_count=40, phases=[Phase.generate])
+    settings = settings(max_examples=30, stateful_step_count=40, phases=[Phase.generate])
