@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 MAX_IN_MEMORY = 1000  # warnings that are kept while the disk refuses them
 GAP_SECONDS = 5.0  # warnings further apart than this, and than two intervals, are of different overloads
 RETRY_SECONDS = 1.0  # how often a disk that refused is tried again
+LOCK_SECONDS = 2.0  # how long the start waits for a run that is just ending
 UNREADABLE_SECONDS = 30.0  # a file that can't be read for so long is treated as a damaged one
 # What the state of a disk is to blame for. Any other error of the system at the start means that the path is wrong.
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
@@ -131,7 +132,7 @@ class Outbox:
         self.left_behind = False  # whether a damaged file may hold warnings that could not be read
         self.retry_at = self.readable_at = clock()
         try:
-            self._use(OutboxFile(path))
+            self._use(OutboxFile(path, LOCK_SECONDS))
         except (OSError, sqlite3.Error) as error:
             if is_busy(error):
                 text = f"{path} is in use: one producer per outbox, give this one another --outbox"

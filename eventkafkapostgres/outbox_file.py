@@ -59,15 +59,18 @@ def salvage(connection: sqlite3.Connection, errors: list[sqlite3.Error]) -> Iter
 class OutboxFile:
     """The SQLite file, held by an exclusive lock until it is closed. Its methods raise sqlite3.Error."""
 
-    def __init__(self, path: Path) -> None:
-        """Open it, or make it, for its owner alone. OSError or sqlite3.Error when that can't be."""
+    def __init__(self, path: Path, lock_seconds: float = 0.0) -> None:
+        """Open it, or make it, for its owner alone. OSError or sqlite3.Error when that can't be.
+
+        `lock_seconds`: how long to wait for another process to let it go.
+        """
         self.path = path
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         with suppress(PermissionError):  # it is somebody else's, who lets us write into it
             os.fchmod(descriptor, 0o600)
         os.close(descriptor)
-        self.connection = sqlite3.connect(path, timeout=2.0, isolation_level=None)
+        self.connection = sqlite3.connect(path, timeout=lock_seconds, isolation_level=None)
         try:
             for statement in (
                 "pragma locking_mode = exclusive",

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from fakes import damage, fill_disk, logged, put, values
 
+from eventkafkapostgres import outbox as outbox_module
 from eventkafkapostgres.outbox import MAX_IN_MEMORY, UNREADABLE_SECONDS, Outbox, outbox_path
 from eventkafkapostgres.outbox_file import OutboxFile
 
@@ -73,8 +74,7 @@ def test_the_next_run_goes_on_behind_the_last_position(outbox, clock):
 
 
 def test_a_second_producer_is_told_that_the_outbox_is_in_use(outbox, monkeypatch):
-    connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda path, **options: connect(path, **{**options, "timeout": 0}))
+    monkeypatch.setattr(outbox_module, "LOCK_SECONDS", 0)
     with pytest.raises(ValueError, match=r"outbox.sqlite is in use: one producer per outbox, give this .* --outbox"):
         Outbox(outbox.path)
     put(outbox, "a")  # and the first one goes on
@@ -404,8 +404,7 @@ def test_a_file_that_was_replaced_by_nonsense_is_set_aside(outbox, tmp_path, clo
 
 
 def test_after_a_removal_a_second_producer_is_refused_all_the_same(outbox, clock, monkeypatch):
-    connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda path, **options: connect(path, **{**options, "timeout": 0}))
+    monkeypatch.setattr(outbox_module, "LOCK_SECONDS", 0)
     outbox.path.unlink()
     outbox.maintain()
     with pytest.raises(ValueError, match="in use"):
@@ -415,8 +414,7 @@ def test_after_a_removal_a_second_producer_is_refused_all_the_same(outbox, clock
 def test_where_another_producer_was_faster_it_is_said_and_what_is_not_sent_until_the_end_is_lost(
     outbox, clock, monkeypatch, caplog
 ):
-    connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda path, **options: connect(path, **{**options, "timeout": 0}))
+    monkeypatch.setattr(outbox_module, "LOCK_SECONDS", 0)
     put(outbox, "a", "b")
     outbox.path.unlink()
     faster = Outbox(outbox.path, clock)

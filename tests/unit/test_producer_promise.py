@@ -40,8 +40,8 @@ class Clock:
 class QuickFile(OutboxFile):
     """Not waiting for the disk: nothing here cuts the power."""
 
-    def __init__(self, path):
-        super().__init__(path)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         self.connection.execute("pragma synchronous = off")
 
 
