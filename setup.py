@@ -40,7 +40,7 @@ setup(
     install_requires=["kafka-python[crc32c]>=3.0.12,<3.1", "psycopg2-binary>=2.9.10", "psutil>=6"],
     extras_require={
         "demo": DEMO,
-        "test": [*DEMO, "pytest>=8", "hypothesis>=6"],
+        "test": [*DEMO, "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "confluent-kafka>=2.6"],
         "bench": DEMO,
     },
     entry_points={"console_scripts": ["kproducer = kproducer:command", "kconsumer = kconsumer:command"]},

@@ -13,6 +13,8 @@ from pipeline import LOOPBACK, Pipeline, Script, new_pipeline, warnings
 
 from servers import Proxy, Servers
 
+pytestmark = pytest.mark.long
+
 SOON = 60.0
 NOWHERE = "127.0.0.1:1"
 SCRIPTS = ("kproducer", "kconsumer")

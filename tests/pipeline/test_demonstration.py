@@ -14,6 +14,8 @@ import psutil
 import pytest
 from pipeline import DEADLINE, wait_until
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "DEMONSTRATION_OF_A_TEST"
 VERDICT = re.compile(
