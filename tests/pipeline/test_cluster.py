@@ -78,6 +78,7 @@ def restart(kafka: Kafka, number: int, topic: str) -> None:
 
 
 def test_a_rolling_restart_costs_nothing(pipeline: Pipeline, figures: list[str]) -> None:
+    """Three times a broker ends in order, starts, and gets in sync."""
     kafka = pipeline.servers.kafka
     with traffic(pipeline, figures, "rolling restart"):
         for number in kafka.brokers:
@@ -87,6 +88,7 @@ def test_a_rolling_restart_costs_nothing(pipeline: Pipeline, figures: list[str])
 
 @pytest.mark.parametrize("of", ["the topic", "the offsets"])
 def test_the_leader_that_is_killed_is_replaced(pipeline: Pipeline, of: str, figures: list[str]) -> None:
+    """The others need seconds to notice, and the one that was killed has to get in sync again."""
     kafka = pipeline.servers.kafka
     with traffic(pipeline, figures, f"kill -9 of the leader of {of}"):
         leader = kafka.leader_of(pipeline.topic if of == "the topic" else "__consumer_offsets")
@@ -117,6 +119,7 @@ def host_of(partition: int, partitions: int) -> str:
 
 
 def test_while_a_partition_has_no_leader_the_others_go_on(pipeline: Pipeline) -> None:
+    """A consumer that runs and one that starts, 20 warnings each, and the broker's way back."""
     kafka, only = pipeline.servers.kafka, 2
     kafka.delete_topic(pipeline.topic)
     wait_until(lambda: not pipeline.is_there(), "deleted")

@@ -53,6 +53,7 @@ def test_a_consumer_that_is_killed_again_and_again_loses_nothing_and_doubles_not
 
 @pytest.mark.long
 def test_what_is_sent_twice_is_recorded_once(pipeline: Pipeline) -> None:
+    """Slow for a second each way, until a message is in Kafka and its acknowledgement is not here yet."""
     proxy = pipeline.proxy("kafka")
     producer = pipeline.producer("--interval", "0.2", "--forever", environment=pipeline.through("kafka"))
     wait_until(lambda: pipeline.sent() >= 3, "3 messages sent")
@@ -87,6 +88,7 @@ def test_a_row_that_is_there_stays_as_it_is(pipeline: Pipeline) -> None:
 
 @pytest.mark.long
 def test_a_consumer_killed_between_the_two_commits_changes_nothing_when_it_reads_again(pipeline: Pipeline) -> None:
+    """Slow for a second each way, until rows are in the database and Kafka has not been told."""
     proxy = pipeline.proxy("kafka")
     consumer = pipeline.consumer(environment=pipeline.through("kafka"))
     pipeline.send(warnings(10))

@@ -121,6 +121,7 @@ def wake(asleep: list[tuple[float, Script]]) -> Script:
 def test_a_consumer_that_sleeps_in_the_middle_of_a_batch_neither_holds_up_nor_spoils_what_another_does(
     pipeline: Pipeline,
 ) -> None:
+    """Two sessions' time: until the one that sleeps is given up, and until the one that ends is replaced."""
     proxy = pipeline.proxy("postgres")
     awake = pipeline.environment(**SMALL_BATCHES)
     pipeline.send(warnings(2000))

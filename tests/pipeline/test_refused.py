@@ -82,6 +82,7 @@ def refused(running: Servers, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_who_is_refused_says_the_cause_once_and_ends_with_1(
     refused: dict[str, tuple[Script, str]], name: str, running: Servers
 ) -> None:
+    """All try for 15 seconds, two dozen of them at once."""
     script, cause = refused[name]
     assert script.ends() == 1
     said = "\n".join(script.lines())
