@@ -204,8 +204,9 @@ def sick(sicken: tuple[str, ...], cure: tuple[str, ...], chaos: Chaos, step: Ste
     return lambda: chaos.administer(cure[way])
 
 
-OFFSETS = "select * from consumed_offsets where partition = %s for update"
-RESTORE = "update consumed_offsets set next_offset = next_offset - least(next_offset, %s) where partition = %s{}"
+RESTORE = """
+update consumed_offsets set next_offset = next_offset - least(next_offset, %s) where topic_id = %s and partition = %s
+returning next_offset"""
 FORGET_ROWS = 'delete from bandwidth_exceeds where topic = %s and partition = %s and "offset" >= %s'
 
 
@@ -221,11 +222,8 @@ def restore(chaos: Chaos, step: Step) -> Heal:
     connection.readonly = False
     with closing(connection), suppress(psycopg2.errors.UndefinedTable), connection, connection.cursor() as cursor:
         cursor.execute("set lock_timeout = '40 s'")
-        cursor.execute(OFFSETS, (partition,))
-        by_id = "topic_id" in [column.name for column in cursor.description]
-        only = " and topic_id = %s" if by_id else ""
-        topic_id = [str(pipeline.described()["topic_id"])] if by_id else []
-        cursor.execute(RESTORE.format(only) + " returning next_offset", (step.size // 100, partition, *topic_id))
+        topic_id = str(pipeline.described()["topic_id"])
+        cursor.execute(RESTORE, (step.size // 100, topic_id, partition))
         for (next_offset,) in cursor.fetchall():
             cursor.execute(FORGET_ROWS, (pipeline.topic, partition, next_offset))
             chaos.say(f"  {cursor.rowcount} rows gone from partition {partition}")

@@ -144,12 +144,11 @@ class Pipeline:
         wait_until(lambda: self.count() >= count, f"{count} rows", seconds)
 
     def consumed(self) -> dict[int, int]:
-        """The next offset of each partition of the topic that is there now, as the database has it."""
+        """The next offset of each partition of the topic of which something is recorded, as the database has it."""
+        topic_id = str(self.described()["topic_id"])
         rows = self.table("consumed_offsets", "partition")
-        if any("topic_id" in row for row in rows):
-            topic_id = str(self.described()["topic_id"])
-            rows = [row for row in rows if str(row["topic_id"]) == topic_id]
-        return {row["partition"]: row["next_offset"] for row in rows}
+        offsets = {row["partition"]: row["next_offset"] for row in rows if str(row["topic_id"]) == topic_id}
+        return {partition: offset for partition, offset in offsets.items() if offset}
 
     def committed(self) -> dict[int, int]:
         """The next offset of each partition, as Kafka has it."""

@@ -82,12 +82,13 @@ where (stored.event_id, stored.observed_at, stored.seconds, stored.episode_start
     cast(fields ->> 'limit_bytes_per_second' as float8), fields ->> 'message', %s, 0,
     nullif(fields - '{event_id,observed_at,seconds,episode_started_at,host,interfaces,bytes_sent_per_second,'
     'bytes_received_per_second,bytes_per_second,limit_bytes_per_second,message}'::text[], '{}'))"""
+# A heartbeat of the future counts as one of the moment when it was recorded.
 BEATEN_OTHERWISE = """
-select * from heartbeats full join (
+select host from heartbeats full join (
     select fields ->> 'host' as host, max(to_microseconds(fields ->> 'heartbeat_at')::timestamptz) as at
     from (select value from sent where heartbeat(value) offset 0) as beaten
     cross join lateral (select convert_from(value, 'UTF8')::jsonb as fields) as message group by 1
-) as beaten using (host) where at is distinct from heartbeat_at"""
+) as beaten using (host) where at is distinct from heartbeat_at and not (at > now() and heartbeat_at <= now())"""
 KEYS = (b"web-1", None, b"", b"\x00\xff\\N\n", b"k" * 1000)
 
 
