@@ -76,24 +76,6 @@ def test_a_database_recreated_while_the_consumer_runs_is_filled_from_kafka(pipel
     pipeline.assert_topic_is_recorded()
 
 
-@pytest.mark.parametrize("runs", [True, False], ids=["the consumer runs", "the consumer is away"])
-def test_a_topic_that_is_recreated_is_read_from_its_start(pipeline: Pipeline, runs: bool) -> None:
-    consumer = pipeline.consumer()
-    pipeline.send(warnings(50))
-    pipeline.has_rows(50)
-    if not runs:
-        assert consumer.stop() == 0
-    pipeline.recreate_topic()
-    pipeline.send(warnings(60))  # more than were in the old one: the offsets alone don't show that it is another
-    if not runs:
-        consumer = pipeline.consumer()
-    pipeline.has_rows(110)
-    pipeline.send(warnings(10))
-    pipeline.has_rows(120)
-    assert consumer.stop() == 0
-    assert pipeline.consumed() == {0: 70}
-
-
 def test_what_retention_deleted_unread_is_said_and_the_rest_is_recorded(pipeline: Pipeline) -> None:
     pipeline.send(warnings(20))
     pipeline.drain()
