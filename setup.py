@@ -41,7 +41,7 @@ setup(
     extras_require={
         "compression": ["kafka-python[lz4,snappy,zstd]>=3.0.12,<3.1"],  # for topics whose messages are compressed so
         "demo": DEMO,
-        "test": [*DEMO, "pytest>=8", "hypothesis>=6"],
+        "test": [*DEMO, "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "confluent-kafka>=2.6"],
         "bench": DEMO,
     },
     entry_points={"console_scripts": ["kproducer = kproducer:command", "kconsumer = kconsumer:command"]},

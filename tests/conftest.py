@@ -1,9 +1,11 @@
-"""What the unit tests share: a clock that stands still, a stop that advances it, and a process left as it was found."""
+"""What all tests share: how to repeat one, a clock and a stop that take no time, and a process left as it was found."""
 
 import logging
 import os
+import random
+import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,6 +15,42 @@ from eventkafkapostgres.console import Stop
 # A busy machine is no reason to fail: how long an example takes says nothing here.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+SEEDS = pytest.StashKey[dict[str, int]]()
+LONGEST_FIRST = ("chaos", "long")  # markers
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest: several workers then end at about the same time."""
+
+    def rank(item: pytest.Item) -> int:
+        marked = [number for number, marker in enumerate(LONGEST_FIRST) if item.get_closest_marker(marker)]
+        return marked[0] if marked else len(LONGEST_FIRST)
+
+    items.sort(key=rank)
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> Callable[[str], int]:
+    """A number from the environment by its name, or a random one, which a failure tells."""
+
+    def draw(name: str) -> int:
+        number = int(os.environ.get(name) or random.SystemRandom().randrange(10**6))
+        request.node.stash.setdefault(SEEDS, {})[name] = number
+        return number
+
+    return draw
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure says how to run that test alone."""
+    report = yield
+    if report.failed:
+        seeds = [f"{name}={number}" for name, number in item.stash.get(SEEDS, {}).items()]
+        command = [*seeds, "python", "-m", "pytest", "-n0", "-m", "", item.nodeid]
+        report.sections.append(("to run this test alone", shlex.join(command)))
+    return report
 
 
 class FakeClock:

@@ -1,46 +1,75 @@
-"""The servers that all whole-pipeline tests share, and a topic and a database for each of them."""
+"""What the whole-pipeline tests share: servers for each of pytest's workers, a topic and a database for each test."""
 
+import fcntl
+import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from databases import Own, new_database, postgres_alone
-from pipeline import Pipeline, new_pipeline
+from pipeline import Pipeline, new_pipeline, open_pipelines
 
-from servers import HOST, Postgres, Servers, record_aot_cache, servers
+from servers import HOST, Postgres, Servers, fetch_kafka, record_aot_cache, servers
+from servers.downloads import fetch_postgres
 
-FIGURES = pytest.StashKey[list[str]]()
+FIGURE = "figure"
+USERS = "RULE:^CN=([^,]*t[0-9a-f]{12}|server|admin)(,.*)?$/$1/,RULE:^.*$/service/"
+SERVER_LINES = 20
+
+
+@pytest.fixture(autouse=True)
+def quiet_clients() -> Iterator[None]:
+    """What this process's own Kafka clients log of a broker that is away, many times a second, hides the story."""
+    logger = logging.getLogger("kafka")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
-def fast_kafka() -> None:
-    """The first run on a machine prepares Kafka to start faster."""
-    if "SERVERS_KAFKA" not in os.environ:  # other versions are not started often enough
-        record_aot_cache()
+def ready(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The servers are on this machine, fetched by one worker, and Kafka has been prepared to start in half the time."""
+    with (tmp_path_factory.getbasetemp().parent / "servers.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fetch_kafka()
+        fetch_postgres()
+        if "SERVERS_KAFKA" not in os.environ:  # other versions are not started often enough
+            record_aot_cache()
 
 
 @pytest.fixture(scope="session")
-def running(fast_kafka: None) -> Iterator[Servers]:
-    """Apache Kafka and PostgreSQL, each with a proxy before it, once per run."""
-    with servers(sasl=True) as started, traffic():
-        yield started
+def running(ready: None) -> Iterator[Servers]:
+    """Apache Kafka and PostgreSQL, each with a proxy before it, for this worker alone: a test may break them.
 
-
-@pytest.fixture(scope="session")
-def guarded(fast_kafka: None) -> Iterator[Servers]:
-    """The same with a Kafka that has ACLs, for the tests that need it: `service` may do everything."""
-    with servers(sasl=True, acls=True) as started, traffic():
+    Kafka has ACLs: who is called after a topic of a test's own may do nothing; all others count as the user `service`,
+    who may do everything.
+    """
+    with servers(sasl=True, acls=True, properties={"ssl.principal.mapping.rules": USERS}) as started, traffic():
         started.kafka.allow("service", "ALL", topic="*")
         started.kafka.allow("service", "ALL", group="*")
         yield started
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Postgres]:
-    """PostgreSQL without Kafka, once per run, for the tests that need no more."""
+def guarded(running: Servers) -> Servers:
+    """The same, for the tests that are about ACLs."""
+    return running
+
+
+@pytest.fixture(scope="session")
+def cluster(ready: None) -> Iterator[Servers]:
+    """Apache Kafka of three brokers, and PostgreSQL, for this worker alone."""
+    with servers(brokers=3) as started, traffic():
+        yield started
+
+
+@pytest.fixture(scope="session")
+def postgres_server(ready: None) -> Iterator[Postgres]:
+    """PostgreSQL without Kafka, for this worker alone, for the tests that need no more."""
     with postgres_alone() as started:
         yield started
 
@@ -87,13 +116,34 @@ def wide_pipeline(running: Servers, tmp_path: Path) -> Iterator[Pipeline]:
 
 
 @pytest.fixture
-def figures(request: pytest.FixtureRequest) -> list[str]:
+def figures(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     """Lines for the end of the run: what was measured."""
-    return request.config.stash.setdefault(FIGURES, [])
+    lines: list[str] = []
+    yield lines
+    request.node.user_properties += [(FIGURE, line) for line in lines]  # they reach the process that prints
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if figures := config.stash.get(FIGURES, []):
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure tells its story: what the scripts and the servers logged last."""
+    report = yield
+    if report.failed and report.when != "teardown":
+        for pipeline in open_pipelines:
+            for script in pipeline.scripts:
+                status = script.process.poll()
+                state = "still runs" if status is None else f"ended with {status}"
+                report.sections.append((f"{script.name}, which {state}", script.story()))
+        for running in {id(pipeline.servers): pipeline.servers for pipeline in open_pipelines}.values():
+            report.sections.append(("servers", running.tail(SERVER_LINES)))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    ended = [report for reports in terminalreporter.stats.values() for report in reports]
+    properties = [
+        each for report in ended if getattr(report, "when", "") == "teardown" for each in report.user_properties
+    ]
+    if figures := [text for name, text in properties if name == FIGURE]:
         terminalreporter.section("measured")
         for line in figures:
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(str(line))

@@ -251,6 +251,8 @@ def measure(build: Callable[[Network], None], stack: ExitStack) -> dict[str, Any
         sys_class_net = with_devices(Path(stack.enter_context(tempfile.TemporaryDirectory())), network.hardware)
     interfaces = Interfaces(sys_class_net=sys_class_net)
     before, wire_before = read_counters(), network.wire.counters()["eth0"]
+    while (again := read_counters()) != before:  # the kernel's own packets: both must be of the same moment
+        before, wire_before = again, network.wire.counters()["eth0"]
     interfaces.choose(before)
     send(network.sender, network.wire, network.address)
 

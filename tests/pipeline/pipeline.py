@@ -2,16 +2,11 @@
 
 import json
 import os
-import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 from uuid import uuid4
 
 import psutil
@@ -19,99 +14,28 @@ import psycopg2
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from psycopg2.extras import RealDictCursor
+from scripts import DEADLINE, Script, wait_until
 
-from servers import Servers
+from servers import Proxy, Servers
 
 # PIPELINE_SCRIPTS: another folder with the scripts, such as a copy in which a mechanism was taken out
 SCRIPTS = Path(os.environ.get("PIPELINE_SCRIPTS") or Path(__file__).resolve().parents[2])
-DEADLINE = 120.0  # for what takes seconds
 LOOPBACK = next(name for name, nic in psutil.net_if_stats().items() if "loopback" in nic.flags.split(","))
-RAISED = re.compile(r"WARNING (Bandwidth exceeded on .*: \S+ \S+ is over the limit of \S+ \S+) \(([0-9a-f-]{36})\)$")
-CERTIFICATE_EXPIRES = re.compile(r"WARNING KAFKA_SSL_CERTFILE expire[sd] ")  # those of the tests are short-lived
-COMPLAINT = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^k(producer|consumer): |Traceback|Exception|Error\b")
 IGNORED = ("read_text is deprecated", "open_text is deprecated")  # kafka-python's own, when it is imported
 WARNINGS = ",".join(
     # a socket that kafka-python leaves to the garbage collector is none of ours either
     ["error", "ignore::ResourceWarning", *(f"ignore:{text}:DeprecationWarning" for text in IGNORED)]
 )
+SLOW = 100_000, 0.05  # bytes a second and seconds: what a proxy is when it is made
 CLIENT: dict[str, Any] = {"api_version": (3, 9), "request_timeout_ms": 5000, "reconnect_backoff_max_ms": 500}
 
-Result = TypeVar("Result")
-
-
-def wait_until(condition: Callable[[], Result], what: str, seconds: float = DEADLINE) -> Result:
-    """The first true result of a condition; AssertionError with the last one when the time is over."""
-    ends_at = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < ends_at, f"after {seconds:.0f} seconds still not {what}: {result!r}"
-        time.sleep(0.03)
-    return result
-
-
-class Script:
-    """One of the scripts as a process, with all that it says in a file."""
-
-    def __init__(self, script: Path, arguments: Iterable[str], environment: Mapping[str, str], log: Path) -> None:
-        self.name, self.log = log.stem, log
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, str(script), *arguments],
-                env=environment,
-                cwd=log.parent,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def lines(self) -> list[str]:
-        return self.log.read_text(errors="replace").splitlines()
-
-    def raised(self) -> dict[str, str]:
-        """The warnings that it raised, in order: event_id and message."""
-        return {found[2]: found[1] for line in self.lines() if (found := RAISED.search(line))}
-
-    def complaints(self) -> list[str]:
-        """What it says was wrong."""
-        lines = [line for line in self.lines() if not (RAISED.search(line) or CERTIFICATE_EXPIRES.search(line))]
-        return [line for line in lines if COMPLAINT.search(line)]
-
-    def says(self, pattern: str) -> str:
-        """Wait for a line with this pattern."""
-        found = re.compile(pattern)
-
-        def line() -> str:
-            return next((line for line in self.lines() if found.search(line)), "")
-
-        return wait_until(lambda: line() or self._must_run(pattern), f"said by {self.name}: {pattern}")
-
-    def _must_run(self, pattern: str) -> str:
-        assert self.process.poll() is None, f"{self.name} ended with {self.process.poll()} and never said {pattern}"
-        return ""
-
-    def raises(self, count: int) -> None:
-        """Wait until it has raised so many warnings."""
-        wait_until(lambda: len(self.raised()) >= count, f"{count} warnings raised by {self.name}")
-
-    def ends(self, seconds: float = DEADLINE) -> int:
-        """Wait for its end; its exit status."""
-        return self.process.wait(seconds)
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it in order; its exit status."""
-        self.process.send_signal(number)
-        return self.ends()
-
-    def kill(self) -> None:
-        """kill -9."""
-        self.process.kill()
-        self.process.wait()
-
-    def usage(self) -> tuple[float, float]:
-        """CPU seconds so far, and megabytes resident."""
-        process = psutil.Process(self.process.pid)
-        times = process.cpu_times()
-        return times.user + times.system, process.memory_info().rss / 1e6
+Side = Literal["kafka", "postgres"]
+QUICK = {  # whom a kill took is out of the consumer group after 6 s, not 20
+    "KAFKA_SESSION_TIMEOUT_MS": "6000",
+    "KAFKA_HEARTBEAT_INTERVAL_MS": "2000",
+    "KAFKA_REQUEST_TIMEOUT_MS": "1500",
+}
+open_pipelines: "list[Pipeline]" = []  # what a failure tells about
 
 
 class Pipeline:
@@ -134,6 +58,16 @@ class Pipeline:
             **changes,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+    def through(self, side: "Side", **changes: str | None) -> dict[str, str]:
+        """The same with the proxy before one of the servers."""
+        if side == "kafka":
+            return self.environment(**self.servers.kafka.environment("PROXIED") | changes)
+        host, port = self.servers.postgres_proxy.address
+        return self.environment(**{"PGHOST": host, "PGPORT": str(port)} | changes)
+
+    def proxy(self, side: "Side") -> Proxy:
+        return self.servers.kafka_proxy if side == "kafka" else self.servers.postgres_proxy
 
     def producer(
         self,
@@ -159,6 +93,10 @@ class Pipeline:
         started = Script(script, arguments, environment or self.environment(), log)
         self.scripts.append(started)
         return started
+
+    def goes_on(self) -> None:
+        """New rows come."""
+        self.has_rows(self.count() + 5)
 
     def drain(self) -> None:
         """Record all that is in the topic."""
@@ -206,8 +144,11 @@ class Pipeline:
         wait_until(lambda: self.count() >= count, f"{count} rows", seconds)
 
     def consumed(self) -> dict[int, int]:
-        """The next offset of each partition, as the database has it."""
-        return {row["partition"]: row["next_offset"] for row in self.table("consumed_offsets", "partition")}
+        """The next offset of each partition of the topic of which something is recorded, as the database has it."""
+        topic_id = str(self.described()["topic_id"])
+        rows = self.table("consumed_offsets", "partition")
+        offsets = {row["partition"]: row["next_offset"] for row in rows if str(row["topic_id"]) == topic_id}
+        return {partition: offset for partition, offset in offsets.items() if offset}
 
     def committed(self) -> dict[int, int]:
         """The next offset of each partition, as Kafka has it."""
@@ -224,6 +165,32 @@ class Pipeline:
             self._observer = self._client()
         offsets = self._observer.end_offsets(self._topic_partitions())
         return {at.partition: offset for at, offset in offsets.items() if offset}
+
+    def described(self) -> dict[str, Any]:
+        """The topic, as Kafka describes it; with an error_code when it isn't there."""
+        with self.servers.kafka.admin() as admin:
+            found: dict[str, Any] = admin.describe_topics([self.topic])[0]
+            return found
+
+    def is_there(self) -> bool:
+        """Whether Kafka has the topic."""
+        return bool(self.described()["error_code"] == 0)
+
+    def recreate_topic(self, partitions: int | None = None) -> None:
+        """Delete the topic and create it again, with as many partitions or another number."""
+        self.servers.kafka.delete_topic(self.topic)
+        wait_until(lambda: not self.is_there(), "deleted")
+        self.partitions = partitions or self.partitions
+        self.servers.kafka.create_topic(self.topic, self.partitions)
+        if self._observer:
+            self._observer.close()
+            self._observer = None
+
+    def members(self, group: str | None = None) -> set[str]:
+        """The ids of the members of the consumer group, or of another."""
+        group = group or self.group
+        with self.servers.kafka.admin() as admin:
+            return {each["member_id"] for each in admin.describe_groups([group])[group]["members"]}
 
     def sent(self) -> int:
         """How many messages the topic has; -1 while Kafka doesn't answer."""
@@ -282,6 +249,12 @@ class Pipeline:
         self.assert_in_order(rows)
         return rows
 
+    def assert_topic_is_recorded(self) -> None:
+        """Each message of the topic is one row, in the same order."""
+        sent = [json.loads(message.value)["event_id"] for message in self.messages()]
+        assert [row["event_id"] for row in self.rows()] == sent
+        assert self.rejected() == []
+
     def assert_all_arrive(self, producer: Script, consumer: Script) -> None:
         """Stop both scripts: all that the producer raised is recorded, and nothing was rejected."""
         assert producer.stop() == 0
@@ -300,11 +273,9 @@ class Pipeline:
             assert observed == sorted(observed)
 
     def close(self) -> None:
-        """End what runs, print the ends of the logs, and drop the database."""
+        """End what runs, and take the database away."""
         for script in self.scripts:
             script.kill()
-            print(f"--- {script.name} ended with {script.process.returncode}", *script.lines()[-40:], sep="\n")
-        print(self.servers.tail())
         if self._observer:
             self._observer.close()
         with suppress(psycopg2.Error):
@@ -322,13 +293,16 @@ def new_pipeline(servers: Servers, directory: Path, partitions: int = 1) -> Iter
         pipeline.sql(f'create database "{name}" owner events', dbname="postgres")
         stack.callback(pipeline.close)
         stack.callback(heal, servers)
+        open_pipelines.append(pipeline)
+        stack.callback(open_pipelines.remove, pipeline)
         yield pipeline
 
 
 def heal(servers: Servers) -> None:
     """All that can be broken works again."""
-    for proxy in (servers.kafka_proxy, servers.postgres_proxy):
+    for proxy in (*servers.kafka_proxies, servers.postgres_proxy):
         proxy.mode = "pass"
+        proxy.bytes_per_second, proxy.latency_seconds = SLOW
     servers.kafka.start()
     servers.postgres.start()
 

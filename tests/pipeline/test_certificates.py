@@ -10,6 +10,8 @@ from pipeline import SCRIPTS, Pipeline, new_pipeline, wait_until
 
 from servers import Servers
 
+pytestmark = pytest.mark.long
+
 
 class Files:
     """The certificate and the key that a script is told of, in places where they can be replaced."""

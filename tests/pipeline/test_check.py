@@ -19,6 +19,8 @@ from pipeline import SCRIPTS as SCRIPTS_FOLDER
 
 from servers import Proxy, Servers
 
+pytestmark = pytest.mark.long
+
 SOON = 60.0
 NOWHERE = "127.0.0.1:1"
 SCRIPTS = ("kproducer", "kconsumer")

@@ -14,6 +14,8 @@ import psutil
 import pytest
 from pipeline import DEADLINE, wait_until
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "DEMONSTRATION_OF_A_TEST"
 VERDICT = re.compile(
@@ -82,6 +84,7 @@ def demonstration(tmp_path: Path) -> Iterator[Demonstration]:
 
 
 def test_the_demonstration_ends_with_its_verdict_and_leaves_nothing_behind(demonstration: Demonstration) -> None:
+    """Half a minute of traffic, and the servers' start."""
     wait_until(demonstration.processes, "running")
     assert demonstration.process.wait(2 * DEADLINE) == 0
     assert VERDICT.search(demonstration.text())
@@ -92,6 +95,7 @@ def test_the_demonstration_ends_with_its_verdict_and_leaves_nothing_behind(demon
 def test_a_demonstration_that_is_interrupted_leaves_nothing_behind_either(
     demonstration: Demonstration, stage: str
 ) -> None:
+    """The servers' start."""
     wait_until(lambda: stage in demonstration.text(), f"at {stage}")
     demonstration.process.send_signal(signal.SIGINT)
     assert demonstration.process.wait(DEADLINE) == 128 + signal.SIGINT

@@ -47,23 +47,25 @@ def receive(client: socket.socket, count: int) -> bytes:
 
 
 def test_latency_is_added_both_ways(proxy: Proxy, client: socket.socket) -> None:
+    client.sendall(b"x")
+    receive(client, 1)  # the proxy now waits for what comes next
     proxy.mode, proxy.latency_seconds = "slow", 0.3
     begun = time.monotonic()
-    client.sendall(b"x")
-    assert receive(client, 1) == b"x"
+    client.sendall(b"y")
+    assert receive(client, 1) == b"y"
     assert time.monotonic() - begun >= 0.6
 
 
 def test_latency_does_not_lower_the_rate(proxy: Proxy, client: socket.socket) -> None:
-    proxy.mode, proxy.latency_seconds, proxy.bytes_per_second = "slow", 0.6, 1_000_000
+    proxy.mode, proxy.latency_seconds, proxy.bytes_per_second = "slow", 1.5, 1_000_000
     data = bytes(range(250)) * 4_000
     begun = time.monotonic()
     sender = threading.Thread(target=client.sendall, args=(data,))
     sender.start()
     assert receive(client, len(data)) == data
     sender.join()
-    # 1 s for 1 MB and 1.2 s of latency; it would be 7 s if each tenth waited for the one before to arrive
-    assert 2.2 <= time.monotonic() - begun < 5
+    # 1 s for 1 MB and 3 s of latency; it would be 16 s if each tenth waited for the one before to arrive
+    assert 4 <= time.monotonic() - begun < 12
 
 
 def test_what_is_slow_keeps_its_order_when_the_mode_changes(proxy: Proxy, client: socket.socket) -> None:

@@ -9,6 +9,8 @@ from pipeline import Pipeline, Script, new_pipeline, wait_until, warnings
 
 from servers import Servers
 
+pytestmark = pytest.mark.long
+
 MECHANISMS = ("SCRAM-SHA-256", "SCRAM-SHA-512", "PLAIN")
 
 

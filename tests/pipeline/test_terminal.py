@@ -11,6 +11,8 @@ from terminal import CTRL_C, RED, RedirectedTerminal, Terminal, plain
 
 from servers import Proxy
 
+pytestmark = pytest.mark.long
+
 RATE = r"\d{1,3}\.\d\d [kMG]?B/s"
 STATE = re.compile(rf"{RATE} of ({RATE}), (\d+) warnings raised, (\d+) waiting")
 PROGRESS = re.compile(r"([\d,]+) recorded, ([\d,]+) a second(?:, (?P<left>[\d,]+) to go, (?P<seconds>[\d,]+) s left)?")

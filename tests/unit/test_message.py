@@ -10,36 +10,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kafka import TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
+from messages import GOOD, good
 
 from eventkafkapostgres import message
 from eventkafkapostgres.bandwidth import Sample
 from eventkafkapostgres.message import FIELDS, copy_line, flatten, parse, read_heartbeat, uuid7, warning
 from eventkafkapostgres.schema import TABLES
 
-GOOD = {
-    "event_id": "01a20b20-7007-7b5a-b044-fec6a3afb754",
-    "observed_at": "2026-11-23T16:22:04.796005+00:00",
-    "seconds": 1.000213,
-    "episode_started_at": "2026-11-23T16:21:58.795911+00:00",
-    "host": "web-1",
-    "interfaces": ["eth0"],
-    "bytes_sent_per_second": 812345.6,
-    "bytes_received_per_second": 3120456.1,
-    "bytes_per_second": 3932801.7,
-    "limit_bytes_per_second": 1000000.0,
-    "message": "Bandwidth exceeded on web-1: 3.93 MB/s is over the limit of 1.00 MB/s",
-}
-
-
 NUMBERS = tuple(name for name, kind in FIELDS.items() if kind is message.NUMBER)
 
 
 COLUMN = {name: number for number, name in enumerate(message.COLUMNS)}
-
-
-def good(**changed):
-    """A message with some fields changed, as json.dumps() writes it. A field that is ... is left out."""
-    return json.dumps({name: value for name, value in (GOOD | changed).items() if value is not ...}).encode()
 
 
 OBSERVED_AT = datetime(2026, 11, 23, 16, 22, 4, 796005, tzinfo=UTC)
@@ -79,19 +60,7 @@ def the_warning():
 
 
 def test_a_warning_is_the_documented_message():
-    assert the_warning() == {
-        "event_id": "01a20b20-7007-7b5a-b044-fec6a3afb754",
-        "observed_at": "2026-11-23T16:22:04.796005+00:00",
-        "seconds": 1.000213,
-        "episode_started_at": "2026-11-23T16:21:58.795911+00:00",
-        "host": "web-1",
-        "interfaces": ["eth0"],
-        "bytes_sent_per_second": 812345.6,
-        "bytes_received_per_second": 3120456.1,
-        "bytes_per_second": 3932801.7,
-        "limit_bytes_per_second": 1000000.0,
-        "message": "Bandwidth exceeded on web-1: 3.93 MB/s is over the limit of 1.00 MB/s",
-    }
+    assert the_warning() == GOOD
 
 
 def test_a_warnings_fields_are_the_columns_of_the_table_in_their_order():

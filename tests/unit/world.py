@@ -19,6 +19,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import KafkaTimeoutError, OffsetOutOfRangeError
 from kafka.structs import MemberState
+from messages import GOOD
 
 from eventkafkapostgres.calls import DatabaseCalls
 from eventkafkapostgres.console import Stop
@@ -31,18 +32,6 @@ from eventkafkapostgres.recorder import Recorder
 from kconsumer import record_warnings
 
 TOPIC = "warnings"
-FIELDS = {
-    "observed_at": "2026-11-23T16:22:04.796005+00:00",
-    "seconds": 1.000213,
-    "episode_started_at": "2026-11-23T16:21:58.795911+00:00",
-    "host": "web-1",
-    "interfaces": ["eth0"],
-    "bytes_sent_per_second": 812345.6,
-    "bytes_received_per_second": 3120456.1,
-    "bytes_per_second": 3932801.7,
-    "limit_bytes_per_second": 1000000.0,
-    "message": "Bandwidth exceeded on web-1: 3.93 MB/s is over the limit of 1.00 MB/s",
-}
 
 
 class Clock:
@@ -327,7 +316,7 @@ class World:
     def produce(self, number, count=1, good=True):
         for _ in range(count):
             event_id = str(UUID(int=next(self.produced)))
-            value = json.dumps({"event_id": event_id, **FIELDS}) if good else f"bad {event_id}"
+            value = json.dumps(GOOD | {"event_id": event_id}) if good else f"bad {event_id}"
             self.topic.logs[number].append(value.encode())
 
     def recreate(self, partitions):

@@ -1,0 +1,99 @@
+"""The two scripts as processes, and what they say."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+DEADLINE = 120.0  # for what takes seconds
+RAISED = re.compile(r"WARNING (Bandwidth exceeded on .*: \S+ \S+ is over the limit of \S+ \S+) \(([0-9a-f-]{36})\)$")
+CERTIFICATE_EXPIRES = re.compile(r"WARNING KAFKA_SSL_CERTFILE (?:expire|end)")  # those of the tests are short-lived
+COMPLAINT = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^k(producer|consumer): |Traceback|Exception|Error\b")
+
+Result = TypeVar("Result")
+
+
+def wait_until(condition: Callable[[], Result], what: str, seconds: float = DEADLINE) -> Result:
+    """The first true result of a condition; AssertionError with the last one when the time is over."""
+    ends_at = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < ends_at, f"after {seconds:.0f} seconds still not {what}: {result!r}"
+        time.sleep(0.03)
+    return result
+
+
+class Script:
+    """One of the scripts as a process, with all that it says in a file."""
+
+    def __init__(self, script: Path, arguments: Iterable[str], environment: Mapping[str, str], log: Path) -> None:
+        self.name, self.log = log.stem, log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, str(script), *arguments],
+                env=environment,
+                cwd=log.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def lines(self) -> list[str]:
+        return self.log.read_text(errors="replace").splitlines()
+
+    def raised(self) -> dict[str, str]:
+        """The warnings that it raised, in order: event_id and message."""
+        return {found[2]: found[1] for line in self.lines() if (found := RAISED.search(line))}
+
+    def complaints(self) -> list[str]:
+        """What it says was wrong."""
+        lines = [line for line in self.lines() if not (RAISED.search(line) or CERTIFICATE_EXPIRES.search(line))]
+        return [line for line in lines if COMPLAINT.search(line)]
+
+    def story(self) -> str:
+        """The last of what it logged, and how many warnings it raised."""
+        others = [line for line in self.lines() if not RAISED.search(line)]
+        return "\n".join([*others[-60:], f"({len(self.raised())} warnings raised)"])
+
+    def says(self, pattern: str) -> str:
+        """Wait for a line with this pattern."""
+        found = re.compile(pattern)
+
+        def line() -> str:
+            return next((line for line in self.lines() if found.search(line)), "")
+
+        return wait_until(lambda: line() or self._must_run(pattern), f"said by {self.name}: {pattern}")
+
+    def _must_run(self, pattern: str) -> str:
+        assert self.process.poll() is None, f"{self.name} ended with {self.process.poll()} and never said {pattern}"
+        return ""
+
+    def raises(self, count: int) -> None:
+        """Wait until it has raised so many warnings."""
+        wait_until(lambda: len(self.raised()) >= count, f"{count} warnings raised by {self.name}")
+
+    def ends(self, seconds: float = DEADLINE) -> int:
+        """Wait for its end; its exit status."""
+        return self.process.wait(seconds)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End it in order; its exit status."""
+        self.process.send_signal(number)
+        return self.ends()
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    def usage(self) -> tuple[float, float]:
+        """CPU seconds so far, and megabytes resident."""
+        process = psutil.Process(self.process.pid)
+        times = process.cpu_times()
+        return times.user + times.system, process.memory_info().rss / 1e6
