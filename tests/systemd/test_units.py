@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 from machine import ROOT, Machine, booted, wait_until
 
-from demo.servers import Servers, servers
+from servers import Servers, servers
 
 pytestmark = pytest.mark.systemd
 
