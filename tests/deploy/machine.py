@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKOUT = "/root/eventKafkaPostgres"
-PACKAGES = "systemd,systemd-sysv,dbus,python3-venv,ca-certificates"
+PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3-venv", "ca-certificates")
 START_SECONDS = 60.0
 DEADLINE = 60.0  # for what takes seconds
 # How the host reaches its package registries, if it is in a way of its own.
@@ -28,7 +28,7 @@ def wait_until(condition: Callable[[], Result], what: str, seconds: float = DEAD
     ends_at = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < ends_at, f"after {seconds:.0f} seconds still not {what}: {result!r}"
-        time.sleep(0.1)
+        time.sleep(0.02)
     return result
 
 
@@ -99,12 +99,15 @@ class Machine:
         inside.write_text(text)
 
 
-def debootstrap(release: str, root: Path) -> None:
-    """Debian's release in a directory, with a copy of what this checkout has under version control."""
-    command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", release, str(root)]
+def debootstrap(release: str, root: Path, packages: Iterable[str]) -> None:
+    """A release of Debian in a directory."""
+    command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", release, str(root)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout.decode()[-2000:]
-    checkout = root / CHECKOUT.lstrip("/")
+
+
+def copy_checkout(checkout: Path) -> None:
+    """What this checkout has under version control, or is about to have."""
     checkout.mkdir(parents=True)
     files = subprocess.run(["git", "ls-files", "-zco", "--exclude-standard"], cwd=ROOT, stdout=subprocess.PIPE)
     tar = ["tar", "--create", f"--directory={ROOT}", "--ignore-failed-read", "--null", "--files-from=-"]
@@ -146,7 +149,8 @@ def booted(release: str, directory: Path) -> Iterator[Machine]:
     """A machine with a release of Debian, until the `with` ends."""
     assert os.geteuid() == 0, "debootstrap and systemd-nspawn need root"
     name, root = f"ekp-{release}-{os.getpid()}", directory / release
-    debootstrap(release, root)
+    debootstrap(release, root, PACKAGES)
+    copy_checkout(root / CHECKOUT.lstrip("/"))
     nspawn = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--console=pipe"]
     binds = [f"--bind-ro={path}" for path in HOST_FILES if Path(path).exists()]
     with own_cgroup(name) as cgroup, (directory / f"{release}.log").open("wb") as log:
