@@ -32,6 +32,7 @@ from eventkafkapostgres.console import (
 from eventkafkapostgres.database import Database
 from eventkafkapostgres.group import GroupMember
 from eventkafkapostgres.log import Terminal
+from eventkafkapostgres.notify import channel_name
 from eventkafkapostgres.outages import KafkaLog, SettingsError
 from eventkafkapostgres.progress import Progress
 from eventkafkapostgres.reader import Reader
@@ -74,7 +75,7 @@ def consumer_options(settings: argparse.Namespace) -> dict[str, Any]:
 
 def make_database(settings: argparse.Namespace) -> Database:
     """SettingsError when a setting is wrong."""
-    return Database(*postgres_options(os.environ), settings.group, settings.topic)
+    return Database(*postgres_options(os.environ), settings.group, settings.topic, settings.notify)
 
 
 def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[CheckResult]:
@@ -118,6 +119,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     add("--group", type=argument(printable), default="kconsumer", metavar="NAME",
         help="Kafka's consumer group (default: kconsumer)")  # fmt: skip
     add("--until-empty", action="store_true", help="end when everything that was in the topic at the start is recorded")
+    add("--notify", type=argument(channel_name), metavar="CHANNEL",
+        help="tell PostgreSQL's LISTEN on this channel of each overload that begins (default: off)")  # fmt: skip
     add("--check", action="store_true", help="try everything that is needed, change nothing, and say what to do")
     add("-v", "--verbose", action="store_true", help="log more, and tracebacks")
     add("--version", action="version", version=f"%(prog)s {__version__}")

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from eventkafkapostgres.log import Terminal, describe, is_journal, log_unexpected_errors, start_logging
@@ -40,6 +41,9 @@ __version__ = read_version()
 
 
 # The process
+
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
@@ -70,20 +74,24 @@ class Stop:
         """
 
         def handle(signum: int, frame: object) -> None:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
+            handle_signals(lambda signum, frame: os._exit(128 + signum))
             self.set()
             signal.alarm(grace_seconds)
 
         signal.signal(signal.SIGALRM, lambda signum, frame: os._exit(0))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, handle)
+        handle_signals(handle)
 
 
 def end_on_signals(is_check: bool) -> None:
     """Let SIGINT and SIGTERM end the process: with 0 before anything was begun, with the shell's 128 + N in --check."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda signum, frame: os._exit(128 + signum if is_check else 0))
+    handle_signals(lambda signum, frame: os._exit(128 + signum if is_check else 0))
+
+
+def handle_signals(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Call this for SIGINT and SIGTERM: their default actions don't count for process 1 of a container."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the image's entry point blocks them until here
 
 
 def run_process(main: Callable[[], int]) -> NoReturn:

@@ -19,6 +19,7 @@ import psycopg2
 import psycopg2.extras
 
 from eventkafkapostgres.message import Batch
+from eventkafkapostgres.notify import notify_new_episodes
 from eventkafkapostgres.outages import first_line
 from eventkafkapostgres.refusals import NAMES, CarefulInsert, insert_halving, is_servers_fault
 from eventkafkapostgres.schema import TABLES, create_if_allowed, create_tables, missing_relations
@@ -123,10 +124,12 @@ class Database:
     Every method raises psycopg2.Error when the database refuses or does not answer: then nothing was changed.
     """
 
-    def __init__(self, url: str, options: Mapping[str, Any], group: str, topic: str) -> None:
+    def __init__(
+        self, url: str, options: Mapping[str, Any], group: str, topic: str, channel: str | None = None
+    ) -> None:
         # Whatever PGCLIENTENCODING or the role say: what COPY gets is UTF-8.
         self.url, self.options = url, {**options, "client_encoding": "UTF8"}
-        self.group, self.topic = group, topic
+        self.group, self.topic, self.channel = group, topic, channel
         self.connection: Any = None
         self.deadline = math.inf  # time.monotonic() at which the connection counts as dead
         self.aborted = False
@@ -245,6 +248,11 @@ class Database:
             insert_rejected(cursor, batch.topic_id, rejected)
         if batch.heartbeats:
             upsert_heartbeats(cursor, batch.heartbeats, self.left_out)
+        if self.channel:
+            refused = {id(record) for record, _ in rejected}
+            notify_new_episodes(
+                cursor, self.channel, (line for record, line in batch.rows if id(record) not in refused)
+            )
         return rejected
 
     def move_offsets(self, cursor: Any, batch: Batch) -> None:

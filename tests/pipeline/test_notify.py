@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 from databases import START, Own, row
-from pipeline import wait_until
+from pipeline import Pipeline, wait_until, warnings
 from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
 
 from eventkafkapostgres.notify import NOTIFY_NEW_EPISODES, channel_name, notify_new_episodes
@@ -192,3 +192,14 @@ def test_the_readme_turns_it_into_a_webhook(own: Own) -> None:
             listener.wait()
             server.shutdown()
     assert [message.split(":")[0] for message in messages] == ["Bandwidth exceeded on a", "Bandwidth exceeded on b"]
+
+
+def test_kconsumer_tells_of_each_overload_once(pipeline: Pipeline) -> None:
+    with closing(pipeline.servers.postgres.connect(dbname=pipeline.database)) as connection:
+        ear = Ear(connection)
+        consumer = pipeline.consumer("--notify", "overload")
+        for count in (3, 2):  # of one overload
+            pipeline.send(warnings(count))
+            pipeline.has_rows(pipeline.count() + count)
+            assert ear.hosts() == ["web-1"] * (count == 3)
+        assert consumer.stop() == 0
