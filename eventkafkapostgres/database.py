@@ -10,7 +10,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
@@ -18,10 +17,11 @@ from uuid import UUID
 import psycopg2
 import psycopg2.extras
 
+from eventkafkapostgres.heartbeats import upsert_heartbeats
 from eventkafkapostgres.message import Batch
 from eventkafkapostgres.notify import notify_new_episodes
 from eventkafkapostgres.outages import first_line
-from eventkafkapostgres.refusals import NAMES, CarefulInsert, insert_halving, is_servers_fault
+from eventkafkapostgres.refusals import NAMES, CarefulInsert, is_servers_fault
 from eventkafkapostgres.schema import TABLES, create_if_allowed, create_tables, missing_relations
 
 DATABASE_STALL_SECONDS = 8.0  # PostgreSQL made no progress for so long: its connection is given up
@@ -66,14 +66,6 @@ COPY = f"copy bandwidth_exceeds ({NAMES}) from stdin"
 INSERT_REJECTED = """
 insert into rejected_messages (topic_id, partition, "offset", topic, key, value, reason) values %s
 on conflict do nothing"""
-# A host's clock may be wrong: a heartbeat of the future counts as one of now, and so does one that is stored already.
-# No ON CONFLICT DO UPDATE: it needs the key, which a foreign table or a partitioned one does not have.
-UPSERT_HEARTBEATS = """
-with beats (host, heartbeat_at) as (values %s), updated as (
-    update heartbeats as stored set heartbeat_at = beats.heartbeat_at, recorded_at = default from beats
-    where stored.host = beats.host and (stored.heartbeat_at < beats.heartbeat_at or stored.heartbeat_at > now())
-) insert into heartbeats (host, heartbeat_at) select host, heartbeat_at from beats on conflict do nothing"""
-HEARTBEAT = "(%s, least(%s, now()))"
 # Moves the offsets on only from where this consumer left them: not where the database was restored from a backup, or
 # another consumer has these partitions now.
 COMPARE_AND_SET_OFFSETS = """
@@ -92,10 +84,6 @@ select * from (values %s) as new (consumer_group, topic_id, partition, topic, ne
 ) on conflict do nothing; commit"""
 INITIAL_OFFSETS = "(%s, %s::uuid, %s, %s, %s::bigint)"
 NEXT_OFFSETS = "select partition, next_offset from consumed_offsets where consumer_group = %s and topic_id = %s::uuid"
-
-# Data and constraints (SQLSTATE classes 22 and 23), what a trigger raises, an index that is too small for the text.
-ROW_ERRORS = (psycopg2.DataError, psycopg2.IntegrityError, psycopg2.errors.RaiseException,
-              psycopg2.errors.ProgramLimitExceeded)  # fmt: skip
 
 
 class OffsetConflict(Exception):
@@ -283,20 +271,3 @@ def insert_rejected(cursor: Any, topic_id: UUID, rejected: Sequence[tuple[Any, s
         for record, reason in rejected
     ]  # fmt: skip
     psycopg2.extras.execute_values(cursor, INSERT_REJECTED, rows, page_size=1000)
-
-
-def upsert_heartbeats(cursor: Any, heartbeats: Mapping[str, datetime], left_out: set[str]) -> None:
-    """When hosts were heard of last. A host that can't be stored is left out, and logged once."""
-
-    def upsert(beats: Sequence[tuple[str, datetime]]) -> None:
-        psycopg2.extras.execute_values(cursor, UPSERT_HEARTBEATS, beats, HEARTBEAT, page_size=len(beats))
-
-    def leave_out(beat: tuple[str, datetime], error: psycopg2.Error) -> None:
-        if not isinstance(error, ROW_ERRORS):
-            raise error
-        if beat[0] not in left_out:
-            left_out.add(beat[0])
-            logger.warning("the heartbeats of %s can't be stored: %s", ascii(beat[0]), first_line(error))
-
-    cursor.execute("savepoint part")
-    insert_halving(cursor, sorted(heartbeats.items()), upsert, leave_out)
