@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kafka import KafkaConsumer, KafkaProducer
 from pipeline import LOOPBACK, SCRIPTS, WARNINGS, wait_until
-from test_log import full_pipe
+from test_standard_error import full_pipe
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
 PASSWORD = "s3cret-Passw0rd"

@@ -83,7 +83,9 @@ def test_a_slow_link_lets_batches_through_that_are_small_enough(pipeline: Pipeli
 
 def in_a_transaction(pipeline: Pipeline, values: list[bytes], partition: int) -> None:
     """Send messages whose partition then ends in the transaction's marker."""
-    sender = KafkaProducer(**pipeline.servers.kafka.options(), transactional_id=pipeline.topic)
+    certificates = pipeline.servers.certificates
+    admin = {"ssl_certfile": str(certificates.admin_cert), "ssl_keyfile": str(certificates.admin_key)}
+    sender = KafkaProducer(**pipeline.servers.kafka.options() | admin, transactional_id=pipeline.topic)
     sender.init_transactions()
     sender.begin_transaction()
     for value in values:
