@@ -108,7 +108,7 @@ def test_until_empty_ends_behind_the_marker_of_a_transaction_also_beside_another
 @pytest.mark.long
 @pytest.mark.parametrize("trial", range(2))
 def test_two_consumers_read_on_whatever_is_done_to_their_topic(wide_pipeline: Pipeline, trial: int) -> None:
-    """Longer than 20 s: kafka-python notices new partitions after 10 s, and a member that is deaf is replaced after 25."""
+    """Longer than 20 s: kafka-python notices new partitions after 10 s, a member that is deaf is replaced after 25."""
     pipeline, sent = wide_pipeline, 0
     consumers = [pipeline.consumer() for _ in range(2)]
     kafka = pipeline.servers.kafka
