@@ -194,8 +194,8 @@ class Pipeline:
         """How many messages the topic has; -1 while Kafka doesn't answer."""
         try:
             return sum(self.ends().values())
-        except KafkaError:
-            self._forget_observer()  # kafka-python's consumer may be stuck after an outage
+        except (KafkaError, KeyError):  # KeyError is kafka-python's where a partition has no leader
+            self._forget_observer()  # it may be stuck after an outage
             return -1
 
     def _forget_observer(self) -> None:
