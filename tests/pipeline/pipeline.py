@@ -182,9 +182,7 @@ class Pipeline:
         wait_until(lambda: not self.is_there(), "deleted")
         self.partitions = partitions or self.partitions
         self.servers.kafka.create_topic(self.topic, self.partitions)
-        if self._observer:
-            self._observer.close()
-            self._observer = None
+        self._forget_observer()
 
     def members(self, group: str | None = None) -> set[str]:
         """The ids of the members of the consumer group, or of another."""
@@ -196,8 +194,14 @@ class Pipeline:
         """How many messages the topic has; -1 while Kafka doesn't answer."""
         try:
             return sum(self.ends().values())
-        except KafkaError:
+        except (KafkaError, KeyError):  # KeyError is kafka-python's where a partition has no leader
+            self._forget_observer()  # it may be stuck after an outage
             return -1
+
+    def _forget_observer(self) -> None:
+        if self._observer:
+            self._observer.close(timeout_ms=1000)
+            self._observer = None
 
     def messages(self) -> list[Any]:
         """Every message of the topic, by partition and offset."""
@@ -276,8 +280,7 @@ class Pipeline:
         """End what runs, and take the database away."""
         for script in self.scripts:
             script.kill()
-        if self._observer:
-            self._observer.close()
+        self._forget_observer()
         with suppress(psycopg2.Error):
             self.sql(f'drop database if exists "{self.database}" with (force)', dbname="postgres")
 

@@ -57,8 +57,8 @@ class Script:
         return [line for line in lines if COMPLAINT.search(line)]
 
     def story(self) -> str:
-        """The last of what it logged, and how many warnings it raised."""
-        others = [line for line in self.lines() if not RAISED.search(line)]
+        """The last of what it logged but for what each second or interval says, and how many warnings it raised."""
+        others = [line for line in self.lines() if not RAISED.search(line) and "interval over: " not in line]
         return "\n".join([*others[-60:], f"({len(self.raised())} warnings raised)"])
 
     def says(self, pattern: str) -> str:
