@@ -37,6 +37,7 @@ from eventkafkapostgres.outages import KafkaLog, SettingsError
 from eventkafkapostgres.progress import Progress
 from eventkafkapostgres.reader import Reader
 from eventkafkapostgres.recorder import Recorder
+from eventkafkapostgres.recovery import Recovery
 from eventkafkapostgres.settings import (
     CONSUMER_OPTIONS,
     FIXED_CONSUMER_OPTIONS,
@@ -94,7 +95,8 @@ def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal:
     log_config_problems(options, certificates.context, settings.topic)
     calls = DatabaseCalls(database, stop)
     member = GroupMember(kconsumer, make_kconsumer, settings.topic)
-    reader = Reader(member, calls, kafka_log, settings.until_empty, stop, certificates.renew)
+    recovery = Recovery(member, kafka_log, stop.wait, certificates.renew)
+    reader = Reader(member, calls, recovery, settings.until_empty, stop)
     recorder = Recorder(reader, calls, Progress(terminal.set_status, certificates.renew))
     logger.info("started: topic %s, group %s", settings.topic, settings.group)
     try:

@@ -17,38 +17,17 @@ from typing import Any
 from uuid import UUID
 
 from kafka import TopicPartition
-from kafka.errors import (
-    GroupAuthorizationFailedError,
-    KafkaConnectionError,
-    KafkaError,
-    KafkaTimeoutError,
-    LogTruncationError,
-    NoOffsetForPartitionError,
-    OffsetOutOfRangeError,
-    TopicAuthorizationFailedError,
-    UnsupportedCodecError,
-)
 
 from eventkafkapostgres.calls import DatabaseCalls, Interrupted
 from eventkafkapostgres.console import Stop
 from eventkafkapostgres.group import GroupMember
 from eventkafkapostgres.message import Batch, parse
-from eventkafkapostgres.outages import KafkaLog, Outage, explain_kafka_error
 from eventkafkapostgres.positions import goal_of, is_expected, is_recorded, start_of
+from eventkafkapostgres.recovery import KAFKA_ERRORS, Outcome, Recovery
 from eventkafkapostgres.settings import POLL_MS, UNTIL_EMPTY_POLL_MS
 
-RETRY_SECONDS = (1.0, 8.0)  # the first and the longest pause after an error of Kafka
-PROBE_AFTER_SECONDS = 15.0  # without a message: is Kafka there?
-PROBE_AFTER_ERROR_SECONDS = 5.0  # the same after kafka-python has logged an error
-RECREATE_CONSUMER_SECONDS = 60.0  # without a word from Kafka: all brokers may have new addresses
 COMPARE_SECONDS, COMPARE_HASTY_SECONDS = 60.0, 1.0  # between two looks into the database; the same with --until-empty
 GIVE_UP_SECONDS = 15.0  # --until-empty ends after so long without success
-
-# The consumer goes on by itself after these, and without churn in its group.
-RECOVERABLE_ERRORS = (OSError, KafkaConnectionError, KafkaTimeoutError, GroupAuthorizationFailedError,
-                      TopicAuthorizationFailedError)  # fmt: skip
-KAFKA_ERRORS = (KafkaError, OSError)  # a reset in the middle of an answer is raised as it is
-NO_SUCH_OFFSET = (OffsetOutOfRangeError, NoOffsetForPartitionError, LogTruncationError)
 
 logger = logging.getLogger(__name__)
 
@@ -69,15 +48,13 @@ class Reader:
         self,
         member: GroupMember,
         calls: DatabaseCalls,
-        kafka_log: KafkaLog,
+        recovery: Recovery,
         until_empty: bool,
         stop: Stop,
-        on_error: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.member, self.calls, self.kafka_log, self.until_empty = member, calls, kafka_log, until_empty
-        self.stop, self.on_error, self.clock = stop, on_error, clock
-        self.outage = Outage("Kafka", logger, clock)
+        self.member, self.calls, self.recovery = member, calls, recovery
+        self.until_empty, self.stop, self.clock = until_empty, stop, clock
         self.state = State.JOINING
         self.resets = 0
         self.topic_id = UUID(int=0)
@@ -87,7 +64,6 @@ class Reader:
         self.goal: dict[int, int] | None = None  # of --until-empty: partitions, and where they ended at the start
         self.finished = self.failed = False
         self.compare_at = 0.0  # when to look at the database's offsets again
-        self.pause_seconds = RETRY_SECONDS[0]
 
     def take(self) -> Batch | None:
         """One round, of a second or so: the next batch, or None."""
@@ -96,7 +72,7 @@ class Reader:
             if self.ahead:
                 batch, self.ahead = self.ahead, None
                 return batch
-            self.probe_if_silent()
+            self.recovery.probe_if_silent()
             if self.state is State.READING:
                 return self.read()
             if self.state is State.POSITIONING:
@@ -165,29 +141,12 @@ class Reader:
             logger.warning("topic %s was deleted and created again: all of it is read", member.topic)
         self.topic_id, self.expected, self.recorded = topic_id, {}, {}
         for at, (begin, end) in bounds.items():
-            self.begin_at(at, stored[at.partition], begin, end)
+            next_offset = self.expected[at] = stored[at.partition]
+            if begin_reading(member, at, next_offset, begin, end):
+                self.recorded[at] = next_offset
         self.state = State.READING
         self.compare_at = self.clock() + (0 if self.goal is not None else COMPARE_SECONDS)
-        self.kafka_log.forget()
-        self.pause_seconds = RETRY_SECONDS[0]
-        if leaderless:
-            self.outage.begin(f"no leader for partition {', '.join(str(at.partition) for at in sorted(leaderless))}")
-        else:
-            self.outage.end()
-
-    def begin_at(self, at: TopicPartition, stored: int, begin: int, end: int) -> None:
-        """Read one partition from where it was left; log what is missing there."""
-        start, name = start_of(stored, begin, end), f"{at.topic}/{at.partition}"
-        if start.lost:
-            logger.error("%s: offsets %d to %d are lost: Kafka's retention deleted them unread",
-                         name, start.lost[0], start.lost[-1])  # fmt: skip
-        if start.truncated:
-            logger.error("%s: Kafka lost messages: it ends at offset %d, and %d was recorded; all of it is read again",
-                         name, end, stored)  # fmt: skip
-        self.member.seek(at, start.offset)
-        self.expected[at] = stored
-        if not start.truncated:
-            self.recorded[at] = stored
+        self.recovery.works(leaderless)
 
     def read(self) -> Batch | None:
         """What came, or a look at whether Kafka and the database are as they were left."""
@@ -197,20 +156,12 @@ class Reader:
             return self.compare()
         return None
 
-    def probe_if_silent(self) -> None:
-        """An idle topic and a dead connection look alike: ask. KafkaTimeoutError when it is dead."""
-        has_error = self.kafka_log.at > self.member.heard_at
-        if self.member.silent_seconds() > (PROBE_AFTER_ERROR_SECONDS if has_error else PROBE_AFTER_SECONDS):
-            self.member.probe()
-            self.kafka_log.forget()
-
     def read_batch(self) -> Batch | None:
         """What one poll returned, parsed."""
         records = self.member.poll(UNTIL_EMPTY_POLL_MS if self.until_empty else POLL_MS)
         if not records:
             return None
-        if not self.member.without_leader():
-            self.outage.end()
+        self.recovery.works(self.member.without_leader())
         batch = parse(records, self.topic_id, self.expected)
         self.expected |= batch.next_offsets
         if self.until_empty:
@@ -263,20 +214,24 @@ class Reader:
     def recover(self, error: Exception) -> None:
         """After any error of Kafka: poll() may have skipped records before it raised, so they are read again."""
         self.reset_positions()
-        if isinstance(error, NO_SUCH_OFFSET):
-            return
-        if isinstance(error, UnsupportedCodecError):  # only a restart, with the package that is missing, can help
-            logger.error("Kafka: %s", explain_kafka_error(str(error)))
-            self.finished = self.failed = True
-            return
-        self.outage.begin(self.kafka_log.cause or explain_kafka_error(str(error)))
-        if not isinstance(error, RECOVERABLE_ERRORS) or self.member.silent_seconds() > RECREATE_CONSUMER_SECONDS:
-            self.member.replace()
+        outcome = self.recovery.handle(error)
+        if outcome is Outcome.REPLACED:
             self.reset_positions(State.JOINING)
-        self.on_error()
-        self.stop.wait(self.pause_seconds)
-        self.pause_seconds = min(2 * self.pause_seconds, RETRY_SECONDS[1])
+        self.failed = self.finished = self.finished or outcome is Outcome.HOPELESS
 
     def has_given_up(self) -> bool:
         """Whether Kafka or PostgreSQL has been away for too long."""
-        return max(self.outage.seconds(), self.calls.outage.seconds()) > GIVE_UP_SECONDS
+        return max(self.recovery.outage.seconds(), self.calls.outage.seconds()) > GIVE_UP_SECONDS
+
+
+def begin_reading(member: GroupMember, at: TopicPartition, stored: int, begin: int, end: int) -> bool:
+    """Read a partition from where it was left, and log what is missing there; whether Kafka has what is recorded."""
+    start, name = start_of(stored, begin, end), f"{at.topic}/{at.partition}"
+    if start.lost:
+        logger.error("%s: offsets %d to %d are lost: Kafka's retention deleted them unread",
+                     name, start.lost[0], start.lost[-1])  # fmt: skip
+    if start.truncated:
+        logger.error("%s: Kafka lost messages: it ends at offset %d, and %d was recorded; all of it is read again",
+                     name, end, stored)  # fmt: skip
+    member.seek(at, start.offset)
+    return not start.truncated

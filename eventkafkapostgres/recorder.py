@@ -15,7 +15,8 @@ from eventkafkapostgres.database import BatchTimeout, OffsetConflict
 from eventkafkapostgres.message import Batch
 from eventkafkapostgres.outages import explain_postgres_error
 from eventkafkapostgres.progress import Progress
-from eventkafkapostgres.reader import KAFKA_ERRORS, Reader
+from eventkafkapostgres.reader import Reader
+from eventkafkapostgres.recovery import KAFKA_ERRORS
 
 GROW_SECONDS = 1.0  # after a batch that was recorded within this time, one of twice its size is tried
 

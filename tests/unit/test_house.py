@@ -37,8 +37,9 @@ ALLOWED = {
     "postgres_checks": {"console", "database", "schema"},
     "progress": {"message"},
     "rates": set(),
-    "reader": {"calls", "group", "message", "positions"},
-    "recorder": {"calls", "database", "message", "progress", "reader"},
+    "reader": {"calls", "group", "message", "positions", "recovery"},
+    "recorder": {"calls", "database", "message", "progress", "reader", "recovery"},
+    "recovery": {"group"},
     "refusals": {"message"},
     "schema": set(),
     "settings": {"workarounds"},
@@ -54,7 +55,7 @@ KNOWN_IMPORTS = {
     ("reader", "settings"),
 }
 KNOWN_LINES: dict[str, int] = {}
-KNOWN_CLASS_LINES = {"Reader": 240}
+KNOWN_CLASS_LINES = {"Reader": 190}
 
 ROOMS = sorted(path.stem for path in (ROOT / PACKAGE).glob("*.py") if path.stem != "__init__")
 

@@ -19,7 +19,8 @@ from world import World, check_signatures, partition
 
 from eventkafkapostgres.calls import RETRY_SECONDS, Interrupted
 from eventkafkapostgres.group import UNSTABLE_SECONDS
-from eventkafkapostgres.reader import GIVE_UP_SECONDS, RECREATE_CONSUMER_SECONDS, State
+from eventkafkapostgres.reader import GIVE_UP_SECONDS, State
+from eventkafkapostgres.recovery import RECREATE_CONSUMER_SECONDS
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from eventkafkapostgres.outages import KafkaLog
 from eventkafkapostgres.progress import Progress
 from eventkafkapostgres.reader import Reader
 from eventkafkapostgres.recorder import Recorder
+from eventkafkapostgres.recovery import Recovery
 from kconsumer import record_warnings
 
 TOPIC = "warnings"
@@ -287,7 +288,8 @@ class World:
         calls = FakeCalls(self.database, self.stop, self.clock, self.executor)
         calls.world = self
         member = GroupMember(self.make_consumer(), self.make_consumer, TOPIC, self.clock)
-        self.reader = Reader(member, calls, self.kafka_log, until_empty, self.stop, clock=self.clock)
+        recovery = Recovery(member, self.kafka_log, self.stop.wait, clock=self.clock)
+        self.reader = Reader(member, calls, recovery, until_empty, self.stop, clock=self.clock)
         progress = Progress(lambda line: None, lambda: None, self.clock)
         self.recorder = Recorder(self.reader, calls, progress, self.clock)
 
