@@ -204,10 +204,14 @@ class Kafka:
             partitions: Iterable[dict[str, Any]] = admin.describe_topics([topic])[0]["partitions"]
         return next(each for each in partitions if each["partition_index"] == partition)
 
-    def allow(self, user: str, *operations: str, topic: str | None = None, group: str | None = None) -> None:
-        """Let a user do things ("READ", "WRITE", "DESCRIBE", ... or "ALL") to a topic or a group; needs `acls`."""
-        pattern = ResourcePattern(ResourceType.TOPIC if topic else ResourceType.GROUP, topic or group)
-        acls = [ACL(f"User:{user}", "*", ACLOperation[name], ACLPermissionType.ALLOW, pattern) for name in operations]
+    def allow(self, user: str, *operations: str, **resource: str) -> None:
+        """Let a user do things ("READ", "WRITE", "DESCRIBE", ... or "ALL"); needs `acls`.
+
+        The resource is `topic`, `group` or `transactional_id` with its name.
+        """
+        ((kind, name),) = resource.items()
+        pattern = ResourcePattern(ResourceType[kind.upper()], name)
+        acls = [ACL(f"User:{user}", "*", ACLOperation[each], ACLPermissionType.ALLOW, pattern) for each in operations]
         with self.admin() as admin:
             failed = admin.create_acls(acls)["failed"]
         if failed:

@@ -49,8 +49,8 @@ def running(ready: None) -> Iterator[Servers]:
     who may do everything.
     """
     with servers(sasl=True, acls=True, properties={"ssl.principal.mapping.rules": USERS}) as started, traffic():
-        started.kafka.allow("service", "ALL", topic="*")
-        started.kafka.allow("service", "ALL", group="*")
+        for kind in ("topic", "group", "transactional_id"):
+            started.kafka.allow("service", "ALL", **{kind: "*"})
         yield started
 
 

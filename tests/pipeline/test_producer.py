@@ -14,6 +14,8 @@ from pipeline import Pipeline, Script, new_pipeline, wait_until
 
 from servers import Proxy, Servers
 
+pytestmark = pytest.mark.long
+
 MOUNT = 'mount -t tmpfs -o "$1" none "$0" && shift && exec "$@"'
 ON_A_DISK_OF_ITS_OWN = f"""
 import os, sys
