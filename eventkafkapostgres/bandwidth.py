@@ -71,7 +71,7 @@ def bandwidth(before: Counters, after: Counters, seconds: float) -> tuple[float,
 def interface_name(text: str) -> str:
     """A name that an interface can have, whether it is there or not: one that comes later is waited for."""
     if not re.fullmatch(r"(?!\.\.?$)[^\s/:]+", text) or not text.isprintable() or len(text.encode()) > 15:
-        raise ValueError(f"{text!r} is no interface's name: 1 to 15 bytes without space, '/' and ':'")
+        raise ValueError(f"{text!r} is not an interface name: 1 to 15 bytes without space, '/' and ':'")
     return text
 
 

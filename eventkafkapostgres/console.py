@@ -206,21 +206,21 @@ def seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
-        raise ValueError(f"{text!r} is no number of seconds above 0")
+        raise ValueError(f"{text!r} is not a number of seconds above 0")
     return value
 
 
 def topic_name(text: str) -> str:
     """A name that Kafka accepts for a topic."""
     if not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", text) or text in (".", ".."):
-        raise ValueError(f"{text!r} is no topic's name: letters, digits, '.', '_' and '-', at most 249")
+        raise ValueError(f"{text!r} is not a topic name: letters, digits, '.', '_' and '-', at most 249")
     return text
 
 
 def printable(text: str) -> str:
     """A name of a host or a group: 1 to 255 characters that people can read."""
     if not 1 <= len(text) <= 255 or not text.isprintable():
-        raise ValueError(f"{text!r} is no name: 1 to 255 printable characters")
+        raise ValueError(f"{text!r} is not a name: 1 to 255 printable characters")
     return text
 
 

@@ -39,7 +39,7 @@ from new cross join lateral (
 def channel_name(text: str) -> str:
     """A channel that LISTEN finds without quotes."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", text):
-        raise ValueError(f"{text!r} is no channel: lower-case letters, digits and '_', at most 63")
+        raise ValueError(f"{text!r} is not a channel name: lower-case letters, digits and '_', at most 63")
     return text
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from eventkafkapostgres.message import Batch
+from eventkafkapostgres.outages import counted
 
 SHOW_SECONDS = 1.0  # between two changes of the line on a terminal
 LOG_SECONDS, IDLE_LOG_SECONDS = 60.0, 600.0  # between two lines of the log: with something recorded, without
@@ -30,8 +31,8 @@ class Progress:
         recorded = len(batch.rows) + len(batch.rejected) - len(rejected)
         self.recorded += recorded
         if rejected:
-            logger.warning("%d message%s went to rejected_messages, the first: %s",
-                           len(rejected), "" if len(rejected) == 1 else "s", rejected[0][1])  # fmt: skip
+            logger.warning("%s went to rejected_messages, the first: %s",
+                           counted(len(rejected), "message"), rejected[0][1])  # fmt: skip
         logger.debug("recorded %d, rejected %d", recorded, len(rejected))
 
     def report(self, lag: Callable[[], int]) -> None:

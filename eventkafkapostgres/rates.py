@@ -31,7 +31,7 @@ def parse_rate(text: str) -> float:
         raise ValueError(f"{text!r} is ambiguous: {text.replace(',', '')} or {text.replace(',', '.')}?")
     found = RATE.fullmatch(text)
     if not found or found["prefix"].lower() not in POWERS or (found["per"] and not found["unit"]):
-        raise ValueError(f"{text!r} is no rate: write bytes per second as 1000000, 1MB/s, 80Mbit/s or 1MiB/s")
+        raise ValueError(f"{text!r} is not a rate: write bytes per second as 1000000, 1MB/s, 80Mbit/s or 1MiB/s")
     number, prefix, unit, per = found.group("number", "prefix", "unit", "per")
     plain_number = number.replace(",", "." if number.count(",") == 1 else "")
     rate = float(plain_number) * POWERS[prefix.lower()]

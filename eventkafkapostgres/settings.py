@@ -242,7 +242,7 @@ def parse_url(url: str) -> dict[str, str]:
         given: dict[str, str] = psycopg2.extensions.parse_dsn(url)
     except psycopg2.ProgrammingError:  # its text may quote the password
         raise SettingsError(
-            "DATABASE_URL is no service URI: write postgres://user:password@host:port/database"
+            "DATABASE_URL is not a service URI: write postgres://user:password@host:port/database"
         ) from None
     return given
 

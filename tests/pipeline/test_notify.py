@@ -151,7 +151,7 @@ def test_a_channel_is_what_listen_finds_without_quotes(own: Own, name: str) -> N
 
 @pytest.mark.parametrize("name", ["", "Overload", "1st", "a-b", "a" * 64, "ü", "a b", "x\n"])
 def test_other_channels_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is no channel"):
+    with pytest.raises(ValueError, match="is not a channel name"):
         channel_name(name)
 
 

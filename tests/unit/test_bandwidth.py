@@ -53,7 +53,7 @@ def test_a_name_that_an_interface_can_have_is_accepted_although_none_has_it(name
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a b", "a/b", "eth0:1", "x" * 16, "é" * 8, "a\n", "\x1b[0m", "\udcff"])
 def test_a_name_that_no_interface_can_have_is_refused(name):
-    with pytest.raises(ValueError, match="is no interface's name: 1 to 15 bytes without space") as caught:
+    with pytest.raises(ValueError, match="is not an interface name: 1 to 15 bytes without space") as caught:
         interface_name(name)
     assert str(caught.value).isprintable()
 

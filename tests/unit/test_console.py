@@ -147,5 +147,5 @@ def test_the_check_has_its_own_status(clean_process, capsys):
 
 
 def test_types_of_arguments_tell_their_own_text():
-    with pytest.raises(argparse.ArgumentTypeError, match="is no topic's name"):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a topic name"):
         console.argument(console.topic_name)("a b")

@@ -44,10 +44,10 @@ def run_main(argv, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--topic", "a b"], "argument --topic: 'a b' is no topic's name"),
+        (["--topic", "a b"], "argument --topic: 'a b' is not a topic name"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["--until-empty=yes"], "ignored explicit argument"),
-        (["--group", ""], "argument --group: '' is no name: 1 to 255 printable characters"),
+        (["--group", ""], "argument --group: '' is not a name: 1 to 255 printable characters"),
         (["--group", "x" * 256], "argument --group"),
         (["--group", "a\nb"], "argument --group"),
     ],
@@ -78,7 +78,7 @@ def never_runs(environ):
         ("KAFKA_REQUEST_TIMEOUT_MS", "6000", "KAFKA_REQUEST_TIMEOUT_MS must be less than KAFKA_HEARTBEAT_INTERVAL_MS"),
         ("KAFKA_GROUPID", "1", "KAFKA_GROUPID: did you mean KAFKA_GROUP_ID"),
         ("DATABASE_URL", None, "DATABASE_URL is not set, and PGHOST isn't either"),
-        ("DATABASE_URL", "postgres://u:s3cret@db/d?nosuch=1", "DATABASE_URL is no service URI"),
+        ("DATABASE_URL", "postgres://u:s3cret@db/d?nosuch=1", "DATABASE_URL is not a service URI"),
         ("PGSSLROOTCERT", "/nowhere/ca.pem", "can't read /nowhere/ca.pem"),
         ("PGSSLMODE", "full", "PGSSLMODE"),
     ],

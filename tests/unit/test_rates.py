@@ -90,7 +90,9 @@ def test_an_ambiguous_rate_is_refused_with_its_two_readings_and_both_are_rates(t
      "1MB/s/s", "1kMB/s"],
 )  # fmt: skip
 def test_what_is_no_rate_is_refused_with_the_forms_that_are(text):
-    with pytest.raises(ValueError, match=r"is no rate: write bytes per second as 1000000, 1MB/s, 80Mbit/s or 1MiB/s"):
+    with pytest.raises(
+        ValueError, match=r"is not a rate: write bytes per second as 1000000, 1MB/s, 80Mbit/s or 1MiB/s"
+    ):
         parse_rate(text)
 
 
