@@ -131,7 +131,6 @@ POSTGRES_REMEDIES = [
     (r"Connection refused|timeout expired|translate host name|unreachable", "is PGHOST right, PGPORT, the firewall?"),
     (r"definition of service|service file", "correct PGSERVICE or PGSERVICEFILE"),
     (r'database ".*" does not exist', "correct PGDATABASE or DATABASE_URL"),
-    (r"temporary tables", "grant TEMPORARY on the database to this user"),
 ]
 
 

@@ -19,8 +19,7 @@ CLOCK_SECONDS = 2.0  # a clock that is further from the server's is wrong
 CLOCK_AND_FREE_CONNECTIONS = """
 select extract(epoch from clock_timestamp())::float8, current_setting('max_connections')::int
 - current_setting('superuser_reserved_connections')::int - sum(numbackends)::int + 1 from pg_stat_database"""
-DATABASE_PRIVILEGES = """
-select has_schema_privilege(current_schema(), 'CREATE'), has_database_privilege(current_database(), 'TEMPORARY')"""
+MAY_CREATE = "select has_schema_privilege(current_schema(), 'CREATE')"
 OFFSETS = "select topic_id::text, partition, next_offset from consumed_offsets where consumer_group = %s"
 
 Stored = dict[UUID, dict[int, int]]  # next offsets by topic id and partition
@@ -40,13 +39,9 @@ def check_postgres(database: Database) -> Generator[CheckResult, None, Stored | 
                 True, f"PostgreSQL {info.server_version // 10000}: {info.host}:{info.port} answers, {tls}"
             )
             yield from check_server(cursor)
-            cursor.execute(DATABASE_PRIVILEGES)
-            may_create, may_make_temporary_tables = cursor.fetchone()
-            if not may_make_temporary_tables:
-                problem = "no right to make temporary tables: grant TEMPORARY on the database to this user"
-                yield CheckResult(False, problem)
-            missing = missing_relations(cursor)
-            if missing:
+            if missing := missing_relations(cursor):
+                cursor.execute(MAY_CREATE)
+                (may_create,) = cursor.fetchone()
                 remedy = "will be made" if may_create else "missing, no right to create: let the owner run kconsumer"
                 yield CheckResult(may_create, f"{', '.join(missing)}: {remedy}")
             for name in TABLES:

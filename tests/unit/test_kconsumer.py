@@ -124,7 +124,7 @@ def test_the_check_says_how_far_the_clock_is_from_the_servers(database, monkeypa
     connection.info = create_autospec(psycopg2.extensions.ConnectionInfo, instance=True, server_version=180001)
     connection.info.dsn_parameters = {"sslmode": "verify-full"}
     cursor = connection.cursor.return_value
-    cursor.fetchone.side_effect = [(1e9 + ahead, 50), (True, True)]
+    cursor.fetchone.side_effect = [(1e9 + ahead, 50), (True,)]
     cursor.fetchall.return_value = [(name,) for name in STATEMENTS]
     database.url, database.options = "", {}
     monkeypatch.setattr(psycopg2, "connect", lambda url, **options: connection)
