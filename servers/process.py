@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -95,7 +96,12 @@ def write_secret(path: Path, content: bytes) -> None:
 
 
 def spawn(
-    command: list[str], directory: Path, output: IO[bytes], user: User | None, parent_death_signal: signal.Signals
+    command: list[str],
+    directory: Path,
+    output: IO[bytes],
+    user: User | None,
+    parent_death_signal: signal.Signals,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own; on Linux it gets a signal when this process ends, killed or not."""
     user_id, group_id = user or ("", "")
@@ -105,6 +111,7 @@ def spawn(
         subprocess.Popen[bytes],
         [*launcher, *arguments, *command],
         cwd=directory,
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,

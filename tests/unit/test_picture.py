@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from demo.__main__ import draw as draw_or_say
 from demo.picture import ABOVE, BELOW, Episode, draw
+from demo.results import draw as draw_or_say
 
 matplotlib_image = pytest.importorskip("matplotlib.image")
 
