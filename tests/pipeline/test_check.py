@@ -155,7 +155,8 @@ KAFKA_LINES = {
     # kafka-python throws the broker's alert away where it comes with the end of the connection
     "plain text": r"✗ Kafka: \S+: (KAFKA_SECURITY_PROTOCOL does not fit this port of the broker|the broker closes the "
     r"connection: it is stopping, or the login or KAFKA_SECURITY_PROTOCOL is wrong)",
-    "SASL on another port": r"✗ Kafka: \S+: .*KAFKA_SECURITY_PROTOCOL.*",
+    # a broker that is busy closes the connection too late for the check to hear of it
+    "SASL on another port": r"✗ Kafka: \S+: .*(?:KAFKA_SECURITY_PROTOCOL|no answer).*",
     "SASL password": r"✗ Kafka: \S+: the broker does not accept KAFKA_SASL_PLAIN_USERNAME with its password",
     "no topic": r"✗ topic \S+: missing, .*; create it and grant DESCRIBE on it",
 }

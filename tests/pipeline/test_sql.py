@@ -1,6 +1,5 @@
 """What people ask the database: the episodes, who is over the limit now, and the README's statements."""
 
-import io
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from databases import START, TOPIC, TOPIC_ID, Own, Record, copy_line, new_database, row
+from databases import START, TOPIC_ID, Own, Record, new_database, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventkafkapostgres.database import COPY
 from servers import Postgres
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
@@ -330,33 +328,3 @@ def test_the_readmes_question_for_what_was_rejected_takes_any_bytes(tables: Own)
 
 
 # What inserting costs
-
-
-@pytest.mark.long
-def test_the_indexes_cost_no_more_than_those_of_the_first_edition(
-    postgres_server: Postgres, figures: list[str]
-) -> None:
-    lines = []
-    for n in range(400_000):
-        started_at = (START + timedelta(seconds=n // 3000 * 60)).isoformat()
-        warning = row(f"host-{n % 50}", n // 50, episode_started_at=started_at)
-        lines.append(copy_line({"topic": TOPIC, "partition": "0", "offset": str(n), **warning}))
-    timings: dict[str, list[float]] = {"now": [], "first edition": []}
-    for _ in range(3):
-        for name, each in timings.items():
-            with new_database(postgres_server) as own:
-                own.database.next_offsets(TOPIC_ID)
-                if name != "now":
-                    own.sql("""
-                        drop index bandwidth_exceeds_host_episode, bandwidth_exceeds_times;
-                        create index on bandwidth_exceeds (host, observed_at);
-                        create index on bandwidth_exceeds using brin (observed_at)""")
-                connection = own.connect()
-                began = time.monotonic()
-                for begin in range(0, len(lines), 5000):
-                    connection.cursor().copy_expert(COPY, io.StringIO("".join(lines[begin : begin + 5000])))
-                each.append(time.monotonic() - began)
-                connection.close()
-    rates = {name: len(lines) / min(each) for name, each in timings.items()}
-    figures += [f"COPY with the indexes of {name}: {rate:,.0f} rows a second" for name, rate in rates.items()]
-    assert rates["now"] > 0.9 * rates["first edition"]
