@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from uuid import UUID
 
@@ -167,6 +168,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
+check_episode = lru_cache(maxsize=4096)(datetime.fromisoformat)  # the same for all warnings of an overload
 decoder = json.JSONDecoder(parse_float=NumberLiteral, parse_int=NumberLiteral, parse_constant=_refuse_constant)
 
 
@@ -176,7 +178,7 @@ def copy_line(value: bytes, topic: str, partition: int, offset: int) -> str:
     if canonical := match_canonical(text):
         columns = canonical.groups()
         datetime.fromisoformat(columns[_OBSERVED_AT])  # ValueError: there is no such day or hour
-        datetime.fromisoformat(columns[_EPISODE_STARTED_AT])
+        check_episode(columns[_EPISODE_STARTED_AT])
         return CANONICAL_LINE % (*columns, topic, partition, offset)
     *texts, extra = copy_columns(text)
     return "\t".join([*texts, topic, str(partition), str(offset), extra]) + "\n"
@@ -236,20 +238,23 @@ class Batch:
 
 def parse(records: Sequence[Any], topic_id: UUID, expected_offsets: Mapping[TopicPartition, int]) -> Batch:
     """A batch of any records; what can't be a row is in it with the reason. Never an error."""
-    next_offsets = {TopicPartition(record.topic, record.partition): record.offset + 1 for record in records}
-    expected_offsets = {at: expected_offsets[at] for at in next_offsets}
-    batch = Batch(topic_id, records, expected_offsets, next_offsets)
+    batch = Batch(topic_id, records, {}, {})
+    last: dict[tuple[str, int], int] = {}
     for record in records:
+        topic, partition, offset, value = record.topic, record.partition, record.offset, record.value
+        last[topic, partition] = offset
         try:
-            if record.value is None:
+            if value is None:
                 raise ValueError("a tombstone: a message without a value")
-            batch.rows.append((record, copy_line(record.value, record.topic, record.partition, record.offset)))
+            batch.rows.append((record, copy_line(value, topic, partition, offset)))
         except (ValueError, RecursionError) as error:
             if found := read_heartbeat(record.value):
                 host, at = found
                 batch.heartbeats[host] = max(at, batch.heartbeats.get(host, at))
             else:
                 batch.rejected.append((record, str(error)))
+    batch.next_offsets = {TopicPartition(*at): offset + 1 for at, offset in last.items()}
+    batch.expected_offsets = {at: expected_offsets[at] for at in batch.next_offsets}
     return batch
 
 
