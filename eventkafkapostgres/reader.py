@@ -150,11 +150,12 @@ class Reader:
 
     def read(self) -> Batch | None:
         """What came, or a look at whether Kafka and the database are as they were left."""
-        if batch := self.read_batch():
-            return batch
-        if not self.member.reassigned and self.clock() >= self.compare_at:
-            return self.compare()
-        return None
+        batch = self.read_batch()
+        if not batch and not self.member.reassigned:
+            batch = self.skip_markers()
+            if not batch and self.clock() >= self.compare_at:
+                self.compare()
+        return batch
 
     def read_batch(self) -> Batch | None:
         """What one poll returned, parsed."""
@@ -168,13 +169,17 @@ class Reader:
             self.compare_at = self.clock()
         return batch
 
-    def compare(self) -> Batch | None:
-        """Where nothing comes, see for --until-empty whether all is recorded, and for a database that was restored."""
+    def skip_markers(self) -> Batch | None:
+        """A batch without messages, where a partition was read beyond its last one: a transaction leaves a marker."""
         beyond = {at: offset for at, offset in self.member.read_to().items() if offset > self.expected[at]}
-        if beyond:  # behind the marker of a transaction: a batch without messages
-            batch = Batch(self.topic_id, [], {at: self.expected[at] for at in beyond}, beyond)
-            self.expected |= beyond
-            return batch
+        if not beyond:
+            return None
+        batch = Batch(self.topic_id, [], {at: self.expected[at] for at in beyond}, beyond)
+        self.expected |= beyond
+        return batch
+
+    def compare(self) -> None:
+        """Where nothing comes, see for --until-empty whether all is recorded, and for a database that was restored."""
         stored = self.ask_where(self.topic_id)
         self.compare_at = self.clock() + (COMPARE_HASTY_SECONDS if self.until_empty else COMPARE_SECONDS)
         if not is_expected(self.expected, stored):
@@ -183,7 +188,6 @@ class Reader:
             self.finished = True
         else:  # whoever recorded it may not have told Kafka, and in a rebalance Kafka takes none
             self.member.commit(self.recorded)
-        return None
 
     def conflict(self) -> None:
         """Somebody else moved the offsets: a restored backup, or the consumer that has these partitions now."""
