@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
 from kafka import ConsumerRebalanceListener, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.structs import MemberState, OffsetAndMetadata
 
 from eventkafkapostgres.message import flatten
@@ -18,6 +18,15 @@ from eventkafkapostgres.positions import Bounds, topic_key
 OFFSETS_TIMEOUT_MS = 3000  # for a question to the broker
 KEEP_ALIVE_MS = 100  # of a poll that reads nothing: it answers a rebalance of the group
 UNSTABLE_SECONDS = 25.0  # without partitions for so long, a member may never get any again (KAFKA-9815)
+
+
+@contextlib.contextmanager
+def complete_answers() -> Iterator[None]:
+    """kafka-python 3.0.12 has a KeyError where a partition lost its leader while its offsets were asked for."""
+    try:
+        yield
+    except KeyError as error:
+        raise KafkaTimeoutError(f"no offsets of {error}") from error
 
 
 class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -96,8 +105,9 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
         chosen = list(partitions)
         if not chosen:
             return {}
-        begins = self.kconsumer.beginning_offsets(chosen, timeout_ms=OFFSETS_TIMEOUT_MS)
-        ends = self.kconsumer.end_offsets(chosen, timeout_ms=OFFSETS_TIMEOUT_MS)
+        with complete_answers():
+            begins = self.kconsumer.beginning_offsets(chosen, timeout_ms=OFFSETS_TIMEOUT_MS)
+            ends = self.kconsumer.end_offsets(chosen, timeout_ms=OFFSETS_TIMEOUT_MS)
         self.heard_at = self.clock()
         return {at: (begins[at], ends[at]) for at in chosen}
 
@@ -109,7 +119,8 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
     def probe(self) -> None:
         """Hear from Kafka, or KafkaTimeoutError."""
         ready = self.assigned() - self.without_leader()
-        self.kconsumer.end_offsets(list(ready) or [TopicPartition(self.topic, 0)], timeout_ms=OFFSETS_TIMEOUT_MS)
+        with complete_answers():
+            self.kconsumer.end_offsets(list(ready) or [TopicPartition(self.topic, 0)], timeout_ms=OFFSETS_TIMEOUT_MS)
         self.heard_at = self.clock()
 
     def seek(self, partition: TopicPartition, offset: int) -> None:

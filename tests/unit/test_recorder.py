@@ -253,6 +253,19 @@ def test_a_partition_without_a_leader_holds_up_no_other(world, caplog):
     assert world.missing() == []
 
 
+def test_an_answer_without_a_partition_that_has_just_lost_its_leader_is_asked_for_again(world):
+    ask, answers = world.consumer.end_offsets, iter([KeyError(partition(1))])
+
+    def end_offsets(partitions, timeout_ms=None):  # as kafka-python 3.0.12 does
+        if error := next(answers, None):
+            raise error
+        return ask(partitions, timeout_ms)
+
+    world.consumer.end_offsets = end_offsets
+    world.run(10)
+    assert world.missing() == []
+
+
 # A topic that was created again, a database that was restored, retention
 
 
