@@ -134,7 +134,7 @@ class Reader:
             raise Interrupted
         leaderless = member.without_leader()
         bounds = member.bounds(member.assigned() - leaderless)
-        if self.until_empty and self.goal is None and not leaderless:
+        if self.until_empty and not leaderless and (self.goal is None or topic_id != self.topic_id):
             self.goal = goal_of(member.bounds(member.every_partition()))
         stored = self.ask_where(topic_id, {at.partition: begin for at, (begin, _) in bounds.items()})
         if topic_id != self.topic_id and self.topic_id.int:

@@ -380,6 +380,22 @@ def test_until_empty_waits_for_what_another_consumer_records(until_empty):
     assert world.reader.finished
 
 
+def test_until_empty_ends_where_the_topic_is_created_again_meanwhile_and_holds_less(until_empty):
+    world = until_empty
+    world.database.moods.extend(["well"] + ["refuses"] * 3)
+
+    def create_again():
+        world.recreate(2)
+        world.produce(0)
+        world.see()
+
+    world.events.extend([*[None] * 8, create_again])
+    world.run(200)
+    assert world.reader.finished
+    assert not world.reader.failed
+    assert world.missing() == []
+
+
 def test_until_empty_asks_once_a_second_at_most_while_it_waits_for_another(until_empty):
     world = until_empty
     world.events.clear()
