@@ -64,6 +64,7 @@ class Reader:
         self.goal: dict[int, int] | None = None  # of --until-empty: partitions, and where they ended at the start
         self.finished = self.failed = False
         self.compare_at = 0.0  # when to look at the database's offsets again
+        self.has_news = False  # whether something was read since the last look
 
     def take(self) -> Batch | None:
         """One round, of a second or so: the next batch, or None."""
@@ -150,10 +151,13 @@ class Reader:
 
     def read(self) -> Batch | None:
         """What came, or a look at whether Kafka and the database are as they were left."""
+        if self.until_empty and self.clock() >= self.compare_at:  # also where messages never cease to come
+            self.compare()
+            return None
         batch = self.read_batch()
         if not batch and not self.member.reassigned:
             batch = self.skip_markers()
-            if not batch and self.clock() >= self.compare_at:
+            if not batch and (self.clock() >= self.compare_at or (self.until_empty and self.has_news)):
                 self.compare()
         return batch
 
@@ -165,8 +169,7 @@ class Reader:
         self.recovery.works(self.member.without_leader())
         batch = parse(records, self.topic_id, self.expected)
         self.expected |= batch.next_offsets
-        if self.until_empty:
-            self.compare_at = self.clock()
+        self.has_news = True
         return batch
 
     def skip_markers(self) -> Batch | None:
@@ -181,6 +184,7 @@ class Reader:
     def compare(self) -> None:
         """Where nothing comes, see for --until-empty whether all is recorded, and for a database that was restored."""
         stored = self.ask_where(self.topic_id)
+        self.has_news = False
         self.compare_at = self.clock() + (COMPARE_HASTY_SECONDS if self.until_empty else COMPARE_SECONDS)
         if not is_expected(self.expected, stored):
             self.conflict()

@@ -50,7 +50,7 @@ ALLOWED = {
 
 # What is not as it should be yet.
 KNOWN_LINES: dict[str, int] = {}
-KNOWN_CLASS_LINES = {"Reader": 195}
+KNOWN_CLASS_LINES = {"Reader": 205}
 
 ROOMS = sorted(path.stem for path in (ROOT / PACKAGE).glob("*.py") if path.stem != "__init__")
 

@@ -396,6 +396,14 @@ def test_until_empty_ends_where_the_topic_is_created_again_meanwhile_and_holds_l
     assert world.missing() == []
 
 
+def test_until_empty_ends_where_messages_never_cease_to_come(until_empty):
+    world = until_empty
+    for _ in range(2000):
+        world.events.append(lambda: world.produce(0))
+    world.run(100)
+    assert world.reader.finished
+
+
 def test_until_empty_asks_once_a_second_at_most_while_it_waits_for_another(until_empty):
     world = until_empty
     world.events.clear()
