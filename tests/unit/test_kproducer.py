@@ -8,6 +8,7 @@ from itertools import repeat
 from uuid import UUID
 
 import pytest
+from environments import KAFKA, SASL
 from fakes import raise_warnings
 from kafka import KafkaProducer
 from kafka.errors import (
@@ -25,15 +26,6 @@ OBSERVED_AT = datetime(2026, 11, 23, 16, 22, 4, 796005, tzinfo=UTC)
 
 
 EVENT_ID = UUID("01a20b20-7007-7b5a-b044-fec6a3afb754")
-
-
-KAFKA = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
-SASL = {
-    "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
-    "KAFKA_SASL_MECHANISM": "SCRAM-SHA-256",
-    "KAFKA_SASL_PLAIN_USERNAME": "avnadmin",
-    "KAFKA_SASL_PLAIN_PASSWORD": "s3cret",
-}
 
 
 # The loop

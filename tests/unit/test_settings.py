@@ -8,6 +8,7 @@ import ssl
 
 import psycopg2
 import pytest
+from environments import KAFKA, SASL
 from kafka import KafkaConsumer, KafkaProducer
 
 from eventkafkapostgres.outages import SettingsError, first_line
@@ -23,14 +24,6 @@ from eventkafkapostgres.settings import (
 from eventkafkapostgres.tls import Certificates
 
 # Settings of Kafka
-
-KAFKA = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
-SASL = {
-    "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
-    "KAFKA_SASL_MECHANISM": "SCRAM-SHA-256",
-    "KAFKA_SASL_PLAIN_USERNAME": "avnadmin",
-    "KAFKA_SASL_PLAIN_PASSWORD": "s3cret",
-}
 
 
 def producer_options(**environ):
