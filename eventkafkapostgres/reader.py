@@ -93,10 +93,8 @@ class Reader:
             logger.debug("no partitions for long: a new KafkaConsumer joins the group")
             member.replace()
             self.reset_positions(State.JOINING)
-        if member.reassigned:
-            member.reassigned = False
-            self.reset_positions(State.POSITIONING)
-        elif self.state is State.READING and (
+        self.follow_group()
+        if self.state is State.READING and (
             member.topic_id() != self.topic_id or member.assigned() - member.positioned - member.without_leader()
         ):
             self.reset_positions()
@@ -215,6 +213,10 @@ class Reader:
                 self.member.keep_alive()
             except KAFKA_ERRORS as error:
                 self.recover(error)
+        self.follow_group()
+
+    def follow_group(self) -> None:
+        """After a rebalance, what is in hand may be somebody else's."""
         if self.member.reassigned:
             self.member.reassigned = False
             self.reset_positions(State.POSITIONING)
