@@ -37,6 +37,7 @@ from eventkafkapostgres.outages import KafkaLog, SettingsError
 from eventkafkapostgres.progress import Progress
 from eventkafkapostgres.reader import Reader
 from eventkafkapostgres.recorder import Recorder
+from eventkafkapostgres.records import decode_faster
 from eventkafkapostgres.recovery import Recovery
 from eventkafkapostgres.settings import (
     CONSUMER_OPTIONS,
@@ -137,6 +138,7 @@ def command() -> NoReturn:
     """Run main() and end at once: threads that wait for a silent network would hold up the end."""
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.set_threshold(COLLECT_OBJECTS)
+    decode_faster()
     run_process(main)
 
 

@@ -82,14 +82,13 @@ class Kind(NamedTuple):
     type: type  # as `decoder` reads it
     check: Callable[[Any], str]
     pattern: str  # as json.dumps() writes it, in its canonical form; the group is the text of the column
-    column: str = "{}"  # what the group needs around it
 
 
 IDENTIFIER = Kind(str, _check_uuid, f'"({UUID_PATTERN})"')
 TIME = Kind(str, _check_time, rf'"({_TIME}\.[0-9]{{6}}\+00:00)"')
 HOST = Kind(str, _check_host, rf'"({_CHARACTER}{{1,{HOST_CHARACTERS}}})"')
-NAMES = Kind(list, _check_names, rf'\[("{_CHARACTER}*"(?:, "{_CHARACTER}*")*)\]', "{{{}}}")
-NUMBER = Kind(NumberLiteral, _check_number, r"(-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,9})?)")
+NAMES = Kind(list, _check_names, rf'\[("{_CHARACTER}*"(?:, "{_CHARACTER}*")*)\]')
+NUMBER = Kind(NumberLiteral, _check_number, r"((?!0[0-9])[0-9]{1,15}\.[0-9]{1,9})")
 TEXT = Kind(str, str, f'"({_CHARACTER}*)"')
 FIELDS = {
     "event_id": IDENTIFIER,
@@ -109,8 +108,9 @@ COLUMNS = (*FIELDS, "topic", "partition", "offset", "extra")  # of a line for CO
 match_canonical = re.compile(
     r"\{" + ", ".join(f'"{name}": {kind.pattern}' for name, kind in FIELDS.items()) + r"\}"
 ).fullmatch
-CANONICAL_LINE = "\t".join(kind.column.format("%s") for kind in FIELDS.values()) + "\t%s\t%d\t%d\t\\N\n"
-_OBSERVED_AT, _EPISODE_STARTED_AT = (list(FIELDS).index(name) for name in ("observed_at", "episode_started_at"))
+_OBSERVED_AT, _EPISODE_STARTED_AT, _INTERFACES = map(
+    list(FIELDS).index, ("observed_at", "episode_started_at", "interfaces")
+)
 
 
 # A warning becomes JSON
@@ -176,12 +176,13 @@ def copy_line(value: bytes, topic: str, partition: int, offset: int) -> str:
     """The row of a message in COPY's text format. ValueError says why the message can't be stored."""
     text = value.decode()
     if canonical := match_canonical(text):
-        columns = canonical.groups()
+        columns, extra = list(canonical.groups()), r"\N"
         datetime.fromisoformat(columns[_OBSERVED_AT])  # ValueError: there is no such day or hour
         check_episode(columns[_EPISODE_STARTED_AT])
-        return CANONICAL_LINE % (*columns, topic, partition, offset)
-    *texts, extra = copy_columns(text)
-    return "\t".join([*texts, topic, str(partition), str(offset), extra]) + "\n"
+        columns[_INTERFACES] = f"{{{columns[_INTERFACES]}}}"
+    else:
+        *columns, extra = copy_columns(text)
+    return "\t".join(columns) + f"\t{topic}\t{partition}\t{offset}\t{extra}\n"
 
 
 def copy_columns(text: str) -> list[str]:
@@ -237,23 +238,23 @@ class Batch:
 
 
 def parse(records: Sequence[Any], topic_id: UUID, expected_offsets: Mapping[TopicPartition, int]) -> Batch:
-    """A batch of any records; what can't be a row is in it with the reason. Never an error."""
+    """A batch of any records of one topic; what can't be a row is in it with the reason. Never an error."""
     batch = Batch(topic_id, records, {}, {})
-    last: dict[tuple[str, int], int] = {}
+    last: dict[int, Any] = {}
     for record in records:
-        topic, partition, offset, value = record.topic, record.partition, record.offset, record.value
-        last[topic, partition] = offset
+        partition = record.partition
+        last[partition] = record
         try:
-            if value is None:
+            if record.value is None:
                 raise ValueError("a tombstone: a message without a value")
-            batch.rows.append((record, copy_line(value, topic, partition, offset)))
+            batch.rows.append((record, copy_line(record.value, record.topic, partition, record.offset)))
         except (ValueError, RecursionError) as error:
             if found := read_heartbeat(record.value):
                 host, at = found
                 batch.heartbeats[host] = max(at, batch.heartbeats.get(host, at))
             else:
                 batch.rejected.append((record, str(error)))
-    batch.next_offsets = {TopicPartition(*at): offset + 1 for at, offset in last.items()}
+    batch.next_offsets = {TopicPartition(record.topic, record.partition): record.offset + 1 for record in last.values()}
     batch.expected_offsets = {at: expected_offsets[at] for at in batch.next_offsets}
     return batch
 

@@ -39,6 +39,7 @@ ALLOWED = {
     "rates": set(),
     "reader": {"calls", "console", "group", "message", "positions", "recovery", "settings"},
     "recorder": {"calls", "database", "message", "progress", "reader", "recovery"},
+    "records": set(),
     "recovery": {"group"},
     "refusals": {"message"},
     "schema": set(),
