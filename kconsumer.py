@@ -97,8 +97,8 @@ def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal:
     calls = DatabaseCalls(database, stop)
     member = GroupMember(kconsumer, make_kconsumer, settings.topic)
     recovery = Recovery(member, kafka_log, stop.wait, certificates.renew)
-    reader = Reader(member, calls, recovery, settings.until_empty, stop)
-    recorder = Recorder(reader, calls, Progress(terminal.set_status, certificates.renew))
+    reader = Reader(member, calls, recovery, settings.until_empty)
+    recorder = Recorder(reader, Progress(terminal.set_status, certificates.renew))
     logger.info("started: topic %s, group %s", settings.topic, settings.group)
     try:
         record_warnings(recorder, stop)

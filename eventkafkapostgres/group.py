@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -18,6 +19,8 @@ from eventkafkapostgres.positions import Bounds, topic_key
 OFFSETS_TIMEOUT_MS = 3000  # for a question to the broker
 KEEP_ALIVE_MS = 100  # of a poll that reads nothing: it answers a rebalance of the group
 UNSTABLE_SECONDS = 25.0  # without partitions for so long, a member may never get any again (KAFKA-9815)
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -71,10 +74,14 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
             self.kconsumer.seek(partition, 0)
         self.reassigned = True
 
-    def is_deaf(self) -> bool:
-        """Whether it has been outside of a stable group for so long that only a new KafkaConsumer helps."""
+    def replace_if_deaf(self) -> bool:
+        """Outside of a stable group for long, only a new KafkaConsumer helps; whether it was replaced."""
         self.note_state()
-        return self.clock() - self.stable_at > UNSTABLE_SECONDS
+        is_deaf = self.clock() - self.stable_at > UNSTABLE_SECONDS
+        if is_deaf:
+            logger.debug("no partitions for long: a new KafkaConsumer joins the group")
+            self.replace()
+        return is_deaf
 
     def note_state(self) -> None:
         if self.kconsumer.group_metadata().state is MemberState.STABLE:
@@ -99,6 +106,10 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
         cluster = self.kconsumer._cluster
         every = {TopicPartition(self.topic, n) for n in cluster.partitions_for_topic(self.topic) or ()}
         return {at for at in every if cluster.leader_for_partition(at) in (None, -1)}
+
+    def has_unpositioned(self) -> bool:
+        """Whether the group assigned a partition that can be read and isn't."""
+        return not self.assigned() <= self.positioned | self.without_leader()
 
     def bounds(self, partitions: Iterable[TopicPartition]) -> Bounds:
         """The first offset that Kafka has of each partition, and its next one."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from eventkafkapostgres.calls import DatabaseCalls, Interrupted
+from eventkafkapostgres.calls import Interrupted
 from eventkafkapostgres.database import BatchTimeout, OffsetConflict
 from eventkafkapostgres.message import Batch
 from eventkafkapostgres.outages import explain_postgres_error
@@ -26,10 +24,8 @@ logger = logging.getLogger(__name__)
 class Recorder:
     """Records the batches of a Reader. At most one is being recorded, and one more read."""
 
-    def __init__(
-        self, reader: Reader, calls: DatabaseCalls, progress: Progress, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.reader, self.calls, self.progress, self.clock = reader, calls, progress, clock
+    def __init__(self, reader: Reader, progress: Progress) -> None:
+        self.reader, self.calls, self.clock, self.progress = reader, reader.calls, reader.clock, progress
         self.most_records = math.inf  # of a batch: fewer after one that did not go through in time
 
     def take(self) -> Batch | None:
@@ -63,7 +59,7 @@ class Recorder:
         if self.clock() - began < GROW_SECONDS:
             self.most_records *= 2
         if self.reader.resets == resets:
-            self.reader.recorded |= batch.next_offsets
+            self.reader.offsets.recorded |= batch.next_offsets
         self.progress.add(batch, rejected)
         return True
 
@@ -74,18 +70,16 @@ class Recorder:
 
     def commit_to_kafka(self, batch: Batch) -> None:
         """Let Kafka show how far this consumer's partitions are recorded."""
-        try:
+        with self.reader.recovering():
             self.reader.member.commit(batch.next_offsets)
-        except KAFKA_ERRORS as error:
-            self.reader.recover(error)
 
     def lag(self) -> int:
         """How many messages of this consumer's partitions are in Kafka and not recorded."""
-        return self.reader.member.lag(self.reader.recorded)
+        return self.reader.member.lag(self.reader.offsets.recorded)
 
     def close(self) -> None:
         """Show Kafka how far everything is recorded, and leave the group."""
         self.progress.end()
         with suppress(*KAFKA_ERRORS):
-            self.reader.member.commit(self.reader.recorded, wait=True)
+            self.reader.member.commit(self.reader.offsets.recorded, wait=True)
         self.reader.member.close()

@@ -37,7 +37,8 @@ ALLOWED = {
     "postgres_checks": {"console", "database", "schema"},
     "progress": {"message"},
     "rates": set(),
-    "reader": {"calls", "console", "group", "message", "positions", "recovery", "settings"},
+    "offsets": {"group", "message", "positions"},
+    "reader": {"calls", "console", "group", "message", "offsets", "recovery", "settings"},
     "recorder": {"calls", "database", "message", "progress", "reader", "recovery"},
     "records": set(),
     "recovery": {"group"},
@@ -51,7 +52,7 @@ ALLOWED = {
 
 # What is not as it should be yet.
 KNOWN_LINES: dict[str, int] = {}
-KNOWN_CLASS_LINES = {"Reader": 205}
+KNOWN_CLASS_LINES = {"Reader": 161}
 
 ROOMS = sorted(path.stem for path in (ROOT / PACKAGE).glob("*.py") if path.stem != "__init__")
 

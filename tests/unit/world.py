@@ -289,9 +289,9 @@ class World:
         calls.world = self
         member = GroupMember(self.make_consumer(), self.make_consumer, TOPIC, self.clock)
         recovery = Recovery(member, self.kafka_log, self.stop.wait, clock=self.clock)
-        self.reader = Reader(member, calls, recovery, until_empty, self.stop, clock=self.clock)
+        self.reader = Reader(member, calls, recovery, until_empty)
         progress = Progress(lambda line: None, lambda: None, self.clock)
-        self.recorder = Recorder(self.reader, calls, progress, self.clock)
+        self.recorder = Recorder(self.reader, progress)
 
     def make_consumer(self):
         self.consumers.append(FakeConsumer(self))
