@@ -69,7 +69,7 @@ def impatient(directory: Path) -> Path:
     return scripts
 
 
-def test_a_certificate_that_ends_soon_is_said_once(pipeline: Pipeline) -> None:
+def test_a_certificate_that_ends_soon_is_logged_once(pipeline: Pipeline) -> None:
     files = Files(pipeline)
     files.write(*pipeline.servers.certificates.client("soon", days=5.5))
     producer = pipeline.producer("--forever", "--flush-interval", "0.5", environment=files.environment)

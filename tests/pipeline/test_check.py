@@ -73,7 +73,7 @@ def groups(pipeline: Pipeline) -> set[str]:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_when_all_is_right_each_line_says_so_and_nothing_is_changed(wide_pipeline: Pipeline, script: str) -> None:
+def test_when_all_is_right_each_line_is_ok_and_nothing_is_changed(wide_pipeline: Pipeline, script: str) -> None:
     pipeline = wide_pipeline
     pipeline.send(warnings(3))
     before = snapshot(pipeline.directory)
@@ -269,7 +269,7 @@ def test_what_is_wrong_with_postgresql_is_one_line_and_kafka_is_checked_all_the_
     assert not any("not the password" in line for line in checked.lines)
 
 
-def test_when_neither_answers_both_are_said(wrong: dict[tuple[str, str], Checked]) -> None:
+def test_when_neither_answers_both_are_reported(wrong: dict[tuple[str, str], Checked]) -> None:
     checked = wrong["kconsumer", "both silent"]
     assert_plain(checked)
     assert checked.status == 1
@@ -306,7 +306,7 @@ def test_a_wrong_setting_is_one_line_and_the_rest_is_checked(
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_certificate_that_ends_soon_and_a_rotation_of_cas_are_said(pipeline: Pipeline, script: str) -> None:
+def test_a_certificate_that_ends_soon_and_a_rotation_of_cas_are_reported(pipeline: Pipeline, script: str) -> None:
     certificates = pipeline.servers.certificates
     cert, key = certificates.client("soon", days=5.5)
     both = pipeline.directory / "ca.pem"
@@ -369,7 +369,7 @@ def test_the_connections_of_other_users_count(pipeline: Pipeline) -> None:
             other.close()
 
 
-def test_no_free_connection_is_said(pipeline: Pipeline) -> None:
+def test_no_free_connection_is_reported(pipeline: Pipeline) -> None:
     pipeline.sql(f'alter database "{pipeline.database}" connection limit 0')
     checked = check(pipeline, "kconsumer")
     assert_plain(checked)
@@ -388,7 +388,7 @@ def test_no_right_to_temporary_tables_is_needed(pipeline: Pipeline) -> None:
         pipeline.sql(f'drop owned by "{user}"; drop role "{user}"')
 
 
-def test_a_column_of_another_name_is_said(pipeline: Pipeline) -> None:
+def test_a_column_of_another_name_is_reported(pipeline: Pipeline) -> None:
     pipeline.drain()
     pipeline.sql("alter table heartbeats rename heartbeat_at to beat_at")
     (line,) = check(pipeline, "kconsumer").wrong()
@@ -456,7 +456,7 @@ def test_what_waits_in_the_outbox_is_counted_and_stays_there(pipeline: Pipeline)
     assert len(pipeline.assert_recorded()) == count
 
 
-def test_an_outbox_in_use_is_said_and_its_producer_is_not_disturbed(pipeline: Pipeline) -> None:
+def test_an_outbox_in_use_is_reported_and_its_producer_is_not_disturbed(pipeline: Pipeline) -> None:
     outbox = pipeline.directory / "outbox.sqlite"
     producer = pipeline.producer("--outbox", str(outbox), "--forever", "--flush-interval", "1")
     producer.raises(5)
@@ -466,7 +466,7 @@ def test_an_outbox_in_use_is_said_and_its_producer_is_not_disturbed(pipeline: Pi
     assert producer.complaints() == []
 
 
-def test_a_damaged_outbox_is_said_and_left_alone(pipeline: Pipeline) -> None:
+def test_a_damaged_outbox_is_reported_and_left_alone(pipeline: Pipeline) -> None:
     outbox = pipeline.directory / "outbox.sqlite"
     outbox.write_bytes(b"this is no database, and it is long enough to be seen to be none" * 20)
     before = snapshot(pipeline.directory)
@@ -490,7 +490,7 @@ def test_the_check_leaves_no_file_beside_the_outbox_of_a_killed_producer(pipelin
 
 
 @pytest.mark.parametrize("place", ["a folder", "under a file"])
-def test_an_outbox_that_can_not_be_used_is_said(pipeline: Pipeline, place: str) -> None:
+def test_an_outbox_that_can_not_be_used_is_reported(pipeline: Pipeline, place: str) -> None:
     outbox = pipeline.directory / "state"
     if place == "a folder":
         outbox.mkdir()
@@ -528,7 +528,7 @@ def test_an_empty_outbox_file_is_as_good_as_none(pipeline: Pipeline) -> None:
         ),
     ],
 )
-def test_options_that_kafka_python_refuses_are_said_and_kafka_is_checked_all_the_same(
+def test_options_that_kafka_python_refuses_are_reported_and_kafka_is_checked_all_the_same(
     pipeline: Pipeline, script: str, changes: dict[str, str | None], said: str
 ) -> None:
     if "zstd" in changes.values() and find_spec("zstandard"):
@@ -540,7 +540,7 @@ def test_options_that_kafka_python_refuses_are_said_and_kafka_is_checked_all_the
     assert any(line.startswith(f"✓ topic {pipeline.topic}") for line in checked.lines)
 
 
-def test_a_topic_that_keeps_the_last_warning_of_each_host_only_is_said(pipeline: Pipeline) -> None:
+def test_a_topic_that_keeps_the_last_warning_of_each_host_only_is_reported(pipeline: Pipeline) -> None:
     topic = f"compact-{pipeline.topic}"
     pipeline.servers.kafka.create_topic(topic, **{"cleanup.policy": "compact"})
     for script in SCRIPTS:
@@ -552,7 +552,7 @@ def test_a_topic_that_keeps_the_last_warning_of_each_host_only_is_said(pipeline:
 
 
 @pytest.mark.skipif(find_spec("zstandard") is not None, reason="the package is there")
-def test_a_topic_whose_compression_needs_a_package_is_said_to_who_reads_it(pipeline: Pipeline) -> None:
+def test_a_topic_whose_compression_needs_a_package_is_reported_to_the_consumer(pipeline: Pipeline) -> None:
     topic = f"zstd-{pipeline.topic}"
     pipeline.servers.kafka.create_topic(topic, **{"compression.type": "zstd"})
     assert check(pipeline, "kproducer", "--topic", topic).status == 0
@@ -566,7 +566,7 @@ def test_a_topic_whose_compression_needs_a_package_is_said_to_who_reads_it(pipel
     assert consumer.stop() == 0
 
 
-def test_plain_text_is_said(pipeline: Pipeline) -> None:
+def test_plain_text_is_reported(pipeline: Pipeline) -> None:
     lines = check(pipeline, "kconsumer", PGSSLMODE="require").lines
     assert any(re.search("answers, TLSv1.3 .sslmode=require does not check whose server it is", line) for line in lines)
 
@@ -627,7 +627,7 @@ def test_ctrl_c_in_the_middle_is_not_success(pipeline: Pipeline, script: str) ->
         assert not any("Traceback" in line for line in checking.lines())
 
 
-def test_when_no_address_of_either_answers_both_are_said(pipeline: Pipeline) -> None:
+def test_when_no_address_of_either_answers_both_are_reported(pipeline: Pipeline) -> None:
     with Proxy() as silent:
         silent.mode = "black hole"
         away = {"KAFKA_BOOTSTRAP_SERVERS": "{0}:{1},localhost:{1}".format(*silent.address)}

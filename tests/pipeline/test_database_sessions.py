@@ -244,7 +244,7 @@ def test_only_who_holds_a_lock_that_is_waited_for_is_ended(
 # Time and silence
 
 
-def test_a_batch_that_takes_too_long_is_told_apart_and_half_of_it_goes_through(made: Own) -> None:
+def test_a_batch_that_takes_too_long_is_recognized_and_half_of_it_goes_through(made: Own) -> None:
     made.sql("""
         create function slow() returns trigger language plpgsql as $$ begin perform pg_sleep(0.01); return new; end $$;
         create trigger slow before insert on bandwidth_exceeds for each row execute function slow()""")

@@ -28,7 +28,7 @@ def heartbeats(pipeline: Pipeline) -> dict[str, datetime]:
     return {row["host"]: row["heartbeat_at"] for row in pipeline.table("heartbeats", "host")}
 
 
-def test_a_producer_that_has_nothing_to_warn_of_says_that_it_watches(pipeline: Pipeline) -> None:
+def test_a_producer_that_has_nothing_to_warn_of_sends_heartbeats(pipeline: Pipeline) -> None:
     consumer = pipeline.consumer()
     quiet = ("--forever", "--flush-interval", "1", "--heartbeat", "1", "--limit", "1000GB/s")
     producers = [pipeline.producer(*quiet, host=host) for host in ("web-1", "web-2")]

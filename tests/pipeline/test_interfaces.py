@@ -72,7 +72,7 @@ def test_loopback_does_not_count() -> None:
     assert found["counted"] == 0
 
 
-def test_an_interface_that_comes_and_goes_while_it_is_asked_for_is_said_once() -> None:
+def test_an_interface_that_comes_and_goes_while_it_is_asked_for_is_logged_once() -> None:
     assert run("renamed") == [
         "WARNING nothing is measured: no interface dum0; this host has lo",
         "INFO measuring dum0 (--interface)",

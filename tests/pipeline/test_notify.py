@@ -75,7 +75,7 @@ def at(second: float) -> str:
     return (START + timedelta(seconds=second)).isoformat()
 
 
-def test_the_first_warning_of_an_overload_is_told_and_no_other(own: Own, ear: Ear) -> None:
+def test_the_first_warning_of_an_overload_is_notified_and_no_other(own: Own, ear: Ear) -> None:
     record(own, row(second=0), row(second=1))
     (heard,) = ear.hears()
     assert heard == {
@@ -89,7 +89,7 @@ def test_the_first_warning_of_an_overload_is_told_and_no_other(own: Own, ear: Ea
     assert ear.hears() == []
 
 
-def test_each_new_overload_of_a_batch_is_told_in_their_order(own: Own, ear: Ear) -> None:
+def test_each_new_overload_of_a_batch_is_notified_in_their_order(own: Own, ear: Ear) -> None:
     record(own, row("old", 0))
     assert ear.hosts() == ["old"]
     later = {"episode_started_at": at(60)}
@@ -105,21 +105,21 @@ def test_a_batch_that_is_repeated_tells_nothing_again(own: Own, ear: Ear) -> Non
     assert ear.hosts() == ["web-1"]
 
 
-def test_what_is_rolled_back_is_not_told_and_what_follows_is(own: Own, ear: Ear) -> None:
+def test_what_is_rolled_back_is_not_notified_and_what_follows_is(own: Own, ear: Ear) -> None:
     record(own, row(), commit=False)
     assert ear.hears() == []
     record(own, row())
     assert ear.hosts() == ["web-1"]
 
 
-def test_an_overload_whose_only_row_is_rejected_is_not_told(own: Own, ear: Ear) -> None:
+def test_an_overload_whose_only_row_is_rejected_is_not_notified(own: Own, ear: Ear) -> None:
     bad: dict[str, str | None] = {"seconds": "1e400"}
     record(own, row("good"), row("bad", **bad), row("mixed", 0, **bad), row("mixed", 1))
     assert ear.hosts() == ["good", "mixed"]
 
 
 @pytest.mark.parametrize("host", ["Zürich 東京", "a\tb\\c\n\\N", "'; --", '{"a,b"}', "\x01" * 255, "𝄞" * 255])
-def test_any_host_is_told_as_it_is_in_fewer_than_8000_bytes(own: Own, ear: Ear, host: str) -> None:
+def test_any_host_is_notified_as_it_is_in_fewer_than_8000_bytes(own: Own, ear: Ear, host: str) -> None:
     record(own, row(host, message=host * 40))
     record(own, row(host, 1))
     (heard,) = ear.hears()

@@ -10,7 +10,7 @@ import pytest
 from pipeline import SCRIPTS, Pipeline, wait_until, warnings
 
 
-def test_each_warning_of_an_interval_is_one_row_with_what_the_message_said(pipeline: Pipeline) -> None:
+def test_each_warning_of_an_interval_is_one_row_with_what_the_message_holds(pipeline: Pipeline) -> None:
     producer = pipeline.producer("--flush-interval", "2")
     assert producer.ends() == 0
     count = len(producer.raised())
@@ -116,7 +116,7 @@ def test_signals_end_both_scripts_in_order(pipeline: Pipeline, number: signal.Si
     pipeline.assert_recorded()
 
 
-def test_a_second_producer_on_the_same_outbox_is_told_so(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_a_second_producer_on_the_same_outbox_is_refused_with_the_reason(pipeline: Pipeline, tmp_path: Path) -> None:
     first = pipeline.producer("--forever")
     first.raises(3)
     second = pipeline.producer("--forever")
@@ -142,7 +142,7 @@ def test_a_broker_that_is_away_at_the_start_delays_no_sample_and_loses_no_warnin
 
 
 @pytest.mark.parametrize("script", ["kproducer", "kconsumer"])
-def test_check_says_what_is_wrong_and_else_that_all_is_right(pipeline: Pipeline, script: str) -> None:
+def test_check_reports_what_is_wrong_and_else_that_all_is_right(pipeline: Pipeline, script: str) -> None:
     start = pipeline.producer if script == "kproducer" else pipeline.consumer
     right = start("--check")
     assert right.ends() == 0, right.lines()

@@ -127,7 +127,7 @@ def test_a_right_that_was_taken_away_and_granted_again_is_noticed(guarded: Serve
         assert len(producer.complaints()) <= 2
 
 
-def test_a_refusal_is_noticed_before_the_next_sample_and_said_once(pipeline: Pipeline) -> None:
+def test_a_refusal_is_noticed_before_the_next_sample_and_logged_once(pipeline: Pipeline) -> None:
     """Messages that linger for 0.2 s are too old for this topic, and each refusal names another time."""
     pipeline.servers.kafka.create_topic(f"{pipeline.topic}-now", message_timestamp_before_max_ms=1)
     producer = pipeline.producer(
@@ -219,7 +219,7 @@ def test_the_flush_sends_what_lingers(pipeline: Pipeline) -> None:
     assert (pipeline.sent(), producer.complaints()) == (3, [])
 
 
-def test_an_interval_without_kafka_says_why_it_ends_with_1(pipeline: Pipeline) -> None:
+def test_an_interval_without_kafka_logs_why_it_ends_with_1(pipeline: Pipeline) -> None:
     nowhere = pipeline.environment(KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
     producer = pipeline.producer("--limit", "100GB/s", "--flush-interval", "0.2", environment=nowhere)
     assert producer.ends() == 1
@@ -242,7 +242,7 @@ def test_a_damaged_outbox_is_set_aside_and_the_sampling_goes_on(pipeline: Pipeli
     pipeline.assert_recorded()
 
 
-def test_an_outbox_that_is_removed_while_it_runs_is_made_anew(pipeline: Pipeline) -> None:
+def test_an_outbox_that_is_removed_while_it_runs_is_recreated(pipeline: Pipeline) -> None:
     outbox = pipeline.directory / "state" / "outbox.sqlite"
     nowhere = pipeline.environment(KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
     producer = pipeline.producer("--forever", "--outbox", str(outbox), environment=nowhere)

@@ -79,7 +79,7 @@ def refused(running: Servers, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.mark.parametrize(
     "name", [*(f"producer {name}" for name in PRODUCER_REFUSED), *(f"consumer {name}" for name in CONSUMER_REFUSED)]
 )
-def test_who_is_refused_says_the_cause_once_and_ends_with_1(
+def test_who_is_refused_logs_the_cause_once_and_ends_with_1(
     refused: dict[str, tuple[Script, str]], name: str, running: Servers
 ) -> None:
     """All try for 15 seconds, two dozen of them at once."""

@@ -76,7 +76,7 @@ def test_a_database_recreated_while_the_consumer_runs_is_filled_from_kafka(pipel
     pipeline.assert_topic_is_recorded()
 
 
-def test_what_retention_deleted_unread_is_said_and_the_rest_is_recorded(pipeline: Pipeline) -> None:
+def test_what_retention_deleted_unread_is_logged_and_the_rest_is_recorded(pipeline: Pipeline) -> None:
     pipeline.send(warnings(20))
     pipeline.drain()
     pipeline.send(warnings(80))

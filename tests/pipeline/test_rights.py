@@ -95,7 +95,7 @@ def test_the_systems_cas_do_not_trust_a_broker_of_ones_own_ca(pipeline: Pipeline
     assert pipeline.sent() == 0
 
 
-def test_a_wrong_password_is_said_and_loses_nothing(pipeline: Pipeline) -> None:
+def test_a_wrong_password_is_logged_and_loses_nothing(pipeline: Pipeline) -> None:
     mechanism, wrong = "SCRAM-SHA-512", "not the password"
     environment = sasl(pipeline, mechanism, KAFKA_SASL_PLAIN_PASSWORD=wrong)
     producer = pipeline.producer("--forever", "--flush-interval", "1", environment=environment)

@@ -253,14 +253,14 @@ def nics(**up):
         ({"lo": True, "eth0": True, "eth1": False}, ["eth0"], "all but loopback"),
     ],
 )  # fmt: skip
-def test_without_a_sys_psutil_says_what_is_up(stats, measured, reason, tmp_path, monkeypatch):
+def test_without_a_sys_psutil_reports_what_is_up(stats, measured, reason, tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "net_if_stats", lambda: nics(**stats))
     interfaces = Interfaces((), tmp_path / "nowhere", [])
     interfaces.choose([*stats])
     assert (interfaces.measured, interfaces.reason) == (measured, reason)
 
 
-def test_in_a_network_namespace_with_the_sys_of_another_psutil_says_what_is_up(interfaces, monkeypatch):
+def test_in_a_network_namespace_with_the_sys_of_another_psutil_reports_what_is_up(interfaces, monkeypatch):
     monkeypatch.setattr(psutil, "net_if_stats", lambda: nics(lo=True, veth7=True, veth8=False))
     made = interfaces()
     made.choose(["lo", "veth7", "veth8"])
@@ -268,7 +268,7 @@ def test_in_a_network_namespace_with_the_sys_of_another_psutil_says_what_is_up(i
 
 
 @pytest.mark.parametrize("code", [errno.EBUSY, errno.ENOTTY, errno.EPERM])
-def test_where_psutil_can_read_no_state_everything_but_loopback_is_measured_and_it_is_said_once(
+def test_where_psutil_can_read_no_state_everything_but_loopback_is_measured_and_it_is_logged_once(
     code, tmp_path, monkeypatch, caplog
 ):
     def fails():
@@ -283,7 +283,7 @@ def test_where_psutil_can_read_no_state_everything_but_loopback_is_measured_and_
 
 
 @pytest.mark.parametrize("code", [errno.EBUSY, errno.ENOTTY, errno.EPERM])
-def test_an_interface_that_cannot_be_read_is_left_out_and_it_is_said_once(
+def test_an_interface_that_cannot_be_read_is_left_out_and_it_is_logged_once(
     code, sys_class_net, interfaces, monkeypatch, caplog
 ):
     add_interface(sys_class_net, "eth0", PCI)
@@ -328,7 +328,7 @@ def logged(caplog):
     return lines
 
 
-def test_a_wanted_interface_that_goes_or_comes_is_said_once(interfaces, caplog):
+def test_a_wanted_interface_that_goes_or_comes_is_logged_once(interfaces, caplog):
     caplog.set_level(logging.INFO)
     made = interfaces("dum0")
     steps = [
@@ -352,7 +352,7 @@ def test_a_wanted_interface_may_come_later_than_the_start(interfaces, caplog):
     assert logged(caplog) == [("INFO", "measuring eth0, wg0 (--interface)")]
 
 
-def test_a_wanted_interface_that_was_never_there_is_said_at_the_start(interfaces, caplog):
+def test_a_wanted_interface_that_was_never_there_is_reported_at_the_start(interfaces, caplog):
     made = interfaces("eht0")
     made.update([f"veth{n}" for n in range(500)])
     made.update([f"veth{n}" for n in range(501)])
@@ -368,7 +368,7 @@ def test_a_host_without_any_interface_is_no_error(interfaces):
         assert made.describe([]).startswith("nothing is measured: no interface ")
 
 
-def test_that_nothing_is_measured_is_said_once_and_so_is_that_something_is(sys_class_net, interfaces, caplog):
+def test_that_nothing_is_measured_is_logged_once_and_so_is_that_something_is(sys_class_net, interfaces, caplog):
     caplog.set_level(logging.INFO)
     made = interfaces()
     for _ in range(3):
@@ -573,7 +573,7 @@ def test_an_interface_that_comes_up_is_measured_at_the_next_sample(clock, stop, 
 
 
 @pytest.mark.parametrize("failing", [{0}, {0, 1, 2}, {3}, {3, 4}, {1, 3, 5}])
-def test_counters_that_cannot_be_read_cost_their_tick_and_it_is_said_once(clock, stop, counters, failing, caplog):
+def test_counters_that_cannot_be_read_cost_their_tick_and_it_is_logged_once(clock, stop, counters, failing, caplog):
     calls = itertools.count()
 
     def sometimes():

@@ -57,7 +57,7 @@ def test_a_defect_of_a_check_is_not_hidden(kafka_log):
 # The host
 
 
-def test_what_is_measured_is_said_with_the_rate_of_the_moment(monkeypatch):
+def test_what_is_measured_is_reported_with_the_rate_of_the_moment(monkeypatch):
     readings = iter([{"eth0": (0, 0), "lo": (0, 0)}, {"eth0": (500_000, 1_000_000), "lo": (9, 9)}])
     clock = iter([10.0, 11.0])
     monkeypatch.setattr(checks, "read_counters", lambda: next(readings))
@@ -69,7 +69,7 @@ def test_what_is_measured_is_said_with_the_rate_of_the_moment(monkeypatch):
     ]
 
 
-def test_an_interface_that_is_not_there_is_said(monkeypatch):
+def test_an_interface_that_is_not_there_is_reported(monkeypatch):
     monkeypatch.setattr(checks, "read_counters", lambda: {"eth0": (0, 0)})
     monkeypatch.setattr(checks, "MEASURED_SECONDS", 0.01)
     ok, text = next(iter(check_bandwidth(["eth0", "wg0"], 1e6, "web-1")))
@@ -77,7 +77,7 @@ def test_an_interface_that_is_not_there_is_said(monkeypatch):
     assert "no interface wg0; this host has eth0" in text
 
 
-def test_counters_that_can_not_be_read_are_said(monkeypatch):
+def test_counters_that_can_not_be_read_are_reported(monkeypatch):
     monkeypatch.setattr(checks, "read_counters", lambda: (_ for _ in ()).throw(OSError(1, "not permitted")))
     (result,) = check_bandwidth([], 1e6, "web-1")
     assert result == (False, "bandwidth: can't read the interfaces' counters: not permitted")
@@ -101,7 +101,7 @@ def test_an_outbox_that_will_be_made_leaves_no_trace_of_the_check(tmp_path):
         Path("/") / "/".join(["x"] * 3000),
     ],
 )
-def test_an_outbox_that_can_not_be_made_is_said(path):
+def test_an_outbox_that_can_not_be_made_is_reported(path):
     ok, text = check_outbox(path)
     assert not ok
     assert text.startswith(f"outbox {path}: can't be made: ")
@@ -131,7 +131,7 @@ def test_a_file_without_our_table_is_an_outbox_without_warnings(tmp_path, conten
     assert check_outbox(path) == (True, f"outbox {path}: 0 warnings waiting")
 
 
-def test_a_damaged_outbox_is_said(tmp_path):
+def test_a_damaged_outbox_is_reported(tmp_path):
     path = tmp_path / "outbox.sqlite"
     outbox = Outbox(path)
     for _ in range(50):

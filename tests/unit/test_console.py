@@ -71,7 +71,7 @@ def test_any_other_exception_is_one_line_of_the_log_and_status_1_and_not_called_
     assert capsys.readouterr().err == ""
 
 
-def test_the_priority_is_told_to_the_journal(clean_process, capsys, monkeypatch):
+def test_the_journal_gets_the_priority(clean_process, capsys, monkeypatch):
     monkeypatch.setattr(console, "is_journal", lambda: True)
     with pytest.raises(SystemExit):
         parser().error("wrong")
@@ -134,7 +134,7 @@ def test_results_that_nobody_reads_hold_nobody_up(monkeypatch, caplog):
     assert caplog.messages == ["can't print the results: nobody reads them"]
 
 
-def test_results_that_can_not_be_printed_are_said_and_are_status_1(monkeypatch, caplog):
+def test_results_that_can_not_be_printed_are_reported_and_are_status_1(monkeypatch, caplog):
     monkeypatch.setattr("sys.stdout", Stdout(error=OSError(errno.ENOSPC, "No space left on device")))
     assert print_results(iter(RESULTS[:1] * 2)) == 1
     assert caplog.messages == ["can't print the results: No space left on device"]

@@ -318,7 +318,7 @@ def test_a_heartbeat_that_is_stuck_gets_a_new_producer_and_blocks_no_other_one(d
     assert kafka.sent == [b"1", b"2"]
 
 
-def test_a_heartbeat_that_is_refused_is_said_once_and_the_next_one_is_tried(delivery, kafka, clock, caplog):
+def test_a_heartbeat_that_is_refused_is_logged_once_and_the_next_one_is_tried(delivery, kafka, clock, caplog):
     caplog.set_level(logging.INFO)
     exchange(delivery)
     for _ in range(5):
@@ -337,7 +337,7 @@ def test_a_heartbeat_that_is_refused_is_said_once_and_the_next_one_is_tried(deli
 # The log
 
 
-def test_an_outage_is_said_once_with_its_cause_and_its_end_once(delivery, kafka, kafka_log, caplog, clock):
+def test_an_outage_is_logged_once_with_its_cause_and_its_end_once(delivery, kafka, kafka_log, caplog, clock):
     caplog.set_level(logging.INFO)
     kafka.partitions = None
     for _ in range(100):
@@ -353,7 +353,7 @@ def test_an_outage_is_said_once_with_its_cause_and_its_end_once(delivery, kafka,
     assert logged(caplog)[1:] == ["Kafka: works again"]
 
 
-def test_a_future_that_never_completes_is_said_when_no_cause_is_known(delivery, kafka, caplog, clock):
+def test_a_future_that_never_completes_is_logged_when_no_cause_is_known(delivery, kafka, caplog, clock):
     raise_warnings(delivery, "a")
     rounds(delivery, clock, 9)
     assert logged(caplog) == []
@@ -361,12 +361,12 @@ def test_a_future_that_never_completes_is_said_when_no_cause_is_known(delivery, 
     assert logged(caplog) == ["Kafka: no answer; trying again"]
 
 
-def test_nothing_is_said_while_nothing_waits(delivery, caplog, clock):
+def test_nothing_is_logged_while_nothing_waits(delivery, caplog, clock):
     rounds(delivery, clock, 60)
     assert logged(caplog) == []
 
 
-def test_a_quiet_host_says_why_it_could_not_send_and_that_it_could_again(delivery, kafka, kafka_log, caplog, clock):
+def test_a_quiet_host_logs_why_it_could_not_send_and_that_it_could_again(delivery, kafka, kafka_log, caplog, clock):
     caplog.set_level(logging.INFO)
     kafka.partitions = None
     kafka_log.emit(logging.makeLogRecord({"msg": "connect failed: ECONNREFUSED"}))

@@ -119,7 +119,7 @@ def test_settings_that_kafka_python_itself_refuses_end_with_status_2_and_one_lin
         (-86400.0, (False, "clock: 86400.0 s from the server's: set it by NTP")),
     ],
 )
-def test_the_check_says_how_far_the_clock_is_from_the_servers(database, monkeypatch, ahead, finding):
+def test_the_check_reports_how_far_the_clock_is_from_the_servers(database, monkeypatch, ahead, finding):
     connection = create_autospec(psycopg2.extensions.connection, instance=True)
     connection.info = create_autospec(psycopg2.extensions.ConnectionInfo, instance=True, server_version=180001)
     connection.info.dsn_parameters = {"sslmode": "verify-full"}

@@ -148,7 +148,7 @@ def test_the_next_interval_begins_with_the_next_second(run_interval, kafka, sett
     assert len(kafka.flushes) == 4
 
 
-def test_the_end_of_an_interval_says_what_became_of_its_warnings(
+def test_the_end_of_an_interval_reports_what_became_of_its_warnings(
     run_interval, delivery, kafka, settings, seconds_of, caplog
 ):
     caplog.set_level(logging.INFO)

@@ -89,7 +89,7 @@ def test_a_background_job_draws_no_status_line_and_clears_none(terminal, screen,
     assert screen.text == "logged\n\r\x1b[K3 of 3"
 
 
-def test_lines_that_are_refused_are_counted_and_said_once_they_are_accepted_again(terminal, screen):
+def test_lines_that_are_refused_are_counted_and_logged_once_they_are_accepted_again(terminal, screen):
     screen.error = OSError(errno.ENOSPC, "no space")
     for _ in range(3):
         terminal.emit(record("lost"))
@@ -163,7 +163,7 @@ def test_a_terminal_that_was_closed_ends_nothing(monkeypatch):
     ("level", "prefix"),
     [(logging.DEBUG, "<7>"), (logging.INFO, "<6>"), (logging.WARNING, "<4>"), (logging.ERROR, "<3>")],
 )
-def test_the_journal_is_told_the_priority_of_each_line(level, prefix):
+def test_the_journal_gets_the_priority_of_each_line(level, prefix):
     assert JournalFormatter("%(message)s").format(record("one\ntwo", level)) == f"{prefix}one\n{prefix}two"
 
 

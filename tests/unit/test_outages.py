@@ -44,7 +44,7 @@ def test_the_most_telling_cause_is_kept_for_a_while_and_then_gives_way(kafka_log
     assert "closes the connection" in kafka_log.cause
 
 
-def test_an_outage_says_each_cause_once_and_its_end_once(caplog):
+def test_an_outage_logs_each_cause_once_and_its_end_once(caplog):
     caplog.set_level(logging.INFO)
     outage = Outage("Kafka", logging.getLogger("kproducer"))
     outage.end()

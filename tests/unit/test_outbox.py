@@ -73,7 +73,7 @@ def test_the_next_run_goes_on_behind_the_last_position(outbox, clock):
     again.close()
 
 
-def test_a_second_producer_is_told_that_the_outbox_is_in_use(outbox, monkeypatch):
+def test_a_second_producer_is_refused_since_the_outbox_is_in_use(outbox, monkeypatch):
     monkeypatch.setattr(outbox_module, "LOCK_SECONDS", 0)
     with pytest.raises(ValueError, match=r"outbox.sqlite is in use: one producer per outbox, give this .* --outbox"):
         Outbox(outbox.path)
@@ -90,7 +90,7 @@ def test_a_second_producer_is_told_that_the_outbox_is_in_use(outbox, monkeypatch
         ({}, os.path.expanduser("~/.local/state/eventKafkaPostgres/outbox.sqlite")),
     ],
 )
-def test_it_is_where_systemd_or_xdg_says(environ, path):
+def test_it_is_where_systemd_or_xdg_expects(environ, path):
     assert str(outbox_path(environ)) == path
 
 
@@ -115,7 +115,7 @@ def test_a_file_that_others_may_read_is_closed_to_them(outbox):
 
 
 @pytest.mark.parametrize("where", ["file/outbox.sqlite", "file/deeper/outbox.sqlite", "folder", "folder/" + "x" * 300])
-def test_an_outbox_that_cannot_be_there_is_said_with_what_to_do(tmp_path, where):
+def test_an_outbox_that_cannot_be_there_is_reported_with_what_to_do(tmp_path, where):
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=r"the outbox .* can't be used: .*; give another --outbox"):
@@ -125,7 +125,7 @@ def test_an_outbox_that_cannot_be_there_is_said_with_what_to_do(tmp_path, where)
 # A disk that refuses
 
 
-def test_a_full_disk_is_said_once_and_what_it_refuses_is_still_there(outbox, clock, caplog):
+def test_a_full_disk_is_logged_once_and_what_it_refuses_is_still_there(outbox, clock, caplog):
     fill_disk(outbox)
     for n in range(5):
         put(outbox, f"{n}{FAT}")
@@ -136,7 +136,7 @@ def test_a_full_disk_is_said_once_and_what_it_refuses_is_still_there(outbox, clo
     assert f"Outbox: {outbox.path} can't be written: database or disk is full" in line
 
 
-def test_a_disk_that_has_room_again_gets_what_waited_and_it_is_said_once(outbox, clock, caplog):
+def test_a_disk_that_has_room_again_gets_what_waited_and_it_is_logged_once(outbox, clock, caplog):
     caplog.set_level(logging.INFO)
     put(outbox, "on disk")
     fill_disk(outbox)
@@ -411,7 +411,7 @@ def test_after_a_removal_a_second_producer_is_refused_all_the_same(outbox, clock
         Outbox(outbox.path, clock)
 
 
-def test_where_another_producer_was_faster_it_is_said_and_what_is_not_sent_until_the_end_is_lost(
+def test_where_another_producer_was_faster_it_is_logged_and_what_is_not_sent_until_the_end_is_lost(
     outbox, clock, monkeypatch, caplog
 ):
     monkeypatch.setattr(outbox_module, "LOCK_SECONDS", 0)

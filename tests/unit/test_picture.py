@@ -43,7 +43,7 @@ class Cursor:
         return iter([(1002.0, 1003.0, 2.0, 39.0)])
 
 
-def test_the_demonstration_says_where_its_picture_is(tmp_path, capsys):
+def test_the_demonstration_prints_where_its_picture_is(tmp_path, capsys):
     path = tmp_path / "p.png"
     draw_or_say(path, [1000.0, 1001.0, 1002.0, 1003.0], [3.0, 27.0, 39.0], Cursor())
     assert capsys.readouterr().out.split() == ["The", "picture", "of", "it:", str(path)]

@@ -137,7 +137,7 @@ def test_a_wrong_setting_is_named(environ, message):
         ("KAFKA_REQUEST_TIMEOUT", "KAFKA_REQUEST_TIMEOUT_MS"),
     ],
 )
-def test_a_misspelt_setting_is_told_with_the_right_name(name, right):
+def test_a_misspelt_setting_is_reported_with_the_right_name(name, right):
     environ = {name: "s3cret"} if right == "KAFKA_BOOTSTRAP_SERVERS" else {**KAFKA, name: "s3cret"}
     with pytest.raises(SettingsError, match=rf"^{name}: did you mean {right}\?") as caught:
         kafka_options(KafkaProducer, environ, PRODUCER_OPTIONS, FIXED_PRODUCER_OPTIONS)
@@ -270,7 +270,7 @@ dbname=of-the-service
 
 
 @pytest.mark.parametrize("how", [{"PGSERVICE": "aiven"}, {"DATABASE_URL": "postgres:///?service=aiven"}])
-def test_what_the_service_file_says_wins_over_our_defaults(tmp_path, clean_process, how, caplog):
+def test_what_the_service_file_sets_wins_over_our_defaults(tmp_path, clean_process, how, caplog):
     parameters = resolved(tmp_path, clean_process, **how)
     assert parameters["sslmode"] == "verify-ca"
     assert parameters["sslrootcert"] == "/from/the/service"
@@ -279,7 +279,7 @@ def test_what_the_service_file_says_wins_over_our_defaults(tmp_path, clean_proce
     assert caplog.messages == []
 
 
-def test_what_the_url_says_wins_over_the_service_file(tmp_path, clean_process):
+def test_what_the_url_sets_wins_over_the_service_file(tmp_path, clean_process):
     parameters = resolved(tmp_path, clean_process, DATABASE_URL="postgres:///d?service=aiven&sslmode=disable")
     assert (parameters["sslmode"], parameters["dbname"]) == ("disable", "d")
 
@@ -349,7 +349,7 @@ def test_a_mode_that_does_not_check_the_server_is_warned_about(root, caplog, ssl
         ({"DATABASE_URL": "postgres://u:s3cret@db/d?sslrootcert=/nowhere"}, "can't read /nowhere: PGSSLROOTCERT"),
     ],
 )
-def test_a_wrong_setting_of_postgresql_is_named_and_no_secret_is_told(root, environ, message):
+def test_a_wrong_setting_of_postgresql_is_named_and_no_secret_is_logged(root, environ, message):
     environ = {"PGHOST": "db.example", "PGSSLROOTCERT": root} | environ
     environ = {name: text for name, text in environ.items() if text}
     with pytest.raises(SettingsError, match=message) as caught:

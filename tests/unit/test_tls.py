@@ -72,7 +72,7 @@ def test_only_a_protocol_with_tls_gets_a_context(pem, protocol, has_context):
     assert (tls_context(tls(protocol, cafile=pem.ca)) is not None) == has_context
 
 
-def test_the_check_of_the_host_name_ends_only_when_it_is_said(pem):
+def test_the_check_of_the_host_name_ends_only_where_it_is_switched_off(pem):
     context = tls_context(tls(cafile=pem.ca, check_hostname=False))
     assert not context.check_hostname
     assert context.verify_mode == ssl.CERT_REQUIRED
@@ -191,7 +191,7 @@ def test_certificates_that_were_renewed_on_disk_are_used_and_half_written_ones_a
     assert caplog.messages[1:] == ["the certificates on disk were renewed: new connections use them"]
 
 
-def test_files_that_are_gone_are_said_once_and_again_when_they_are_gone_again(pem, tmp_path, caplog):
+def test_files_that_are_gone_are_logged_once_and_again_when_they_are_gone_again(pem, tmp_path, caplog):
     ca = tmp_path / "ca.pem"
     shutil.copy(pem.ca, ca)
     certificates = Certificates(tls(cafile=str(ca)))
@@ -212,7 +212,7 @@ def expiring(days, name="a.example"):
     return issued.cert_chain_pems[0].bytes(), issued.private_key_pem.bytes()
 
 
-def test_a_certificate_that_expires_soon_is_said_once_a_day(pem, tmp_path, caplog):
+def test_a_certificate_that_expires_soon_is_logged_once_a_day(pem, tmp_path, caplog):
     for path, content in zip((tmp_path / "cert", tmp_path / "key"), expiring(7), strict=True):
         path.write_bytes(content)
     files = {"cafile": pem.ca, "certfile": str(tmp_path / "cert"), "keyfile": str(tmp_path / "key")}
@@ -232,7 +232,7 @@ def test_a_bundle_of_cas_is_as_good_as_its_best_and_its_comments_may_be_in_any_e
     assert caplog.messages == []
 
 
-def test_a_bundle_in_which_all_cas_have_expired_is_said(tmp_path, caplog):
+def test_a_bundle_in_which_all_cas_have_expired_is_reported(tmp_path, caplog):
     bundle = tmp_path / "bundle.pem"
     bundle.write_bytes(b"".join(expiring(days)[0] for days in (-1400, -3)))
     Certificates(tls(cafile=str(bundle))).renew()
@@ -258,7 +258,7 @@ def test_a_chain_is_as_good_as_the_first_that_expires(pem, tmp_path):
         (30, "expires in 30 days"),
     ],
 )
-def test_how_long_a_certificate_is_valid_is_said_in_words(days, text):
+def test_how_long_a_certificate_is_valid_is_given_in_words(days, text):
     assert expiry_text(days) == text
 
 

@@ -76,7 +76,7 @@ def test_each_address_of_a_host_is_tried(two_addresses, client):
         close()
 
 
-def test_a_host_without_an_address_is_told_as_ever(caplog):
+def test_a_host_without_an_address_is_reported_as_ever(caplog):
     with pytest.raises(KafkaTimeoutError):
         KafkaAdminClient(bootstrap_servers="nowhere.invalid:1", bootstrap_timeout_ms=100, **CLIENT_OPTIONS)
     assert "DNS lookup failed for nowhere.invalid" in caplog.text
