@@ -44,7 +44,7 @@ class Grown:
 
 
 def fill(running: Servers, schema: str, keys: str, rows: int) -> None:
-    """The consumer's tables in a schema of their own, with so many rows, and their indexes as built anew."""
+    """The consumer's tables in a schema of their own, with so many rows, and their indexes as just built."""
     path = f"set search_path = {schema}; set maintenance_work_mem = '512MB'; "
     query(running, f"create schema {schema}")
     for statement in STATEMENTS.values():

@@ -85,7 +85,7 @@ def twice_table(twice: dict[str, dict[str, int]]) -> str:
         [name, f"{each['events']:,}", f"{each['rows']:,}", f"{each['lost']:,}", f"{each['repeated']:,}"]
         for name, each in twice.items()
     ]
-    return table("Some messages sent twice", ["system", "events", "rows", "lost", "there twice"], rows)
+    return table("Some messages sent twice", ["system", "events", "rows", "lost", "stored twice"], rows)
 
 
 def producer_table(costs: dict[str, dict[str, Any]]) -> str:

@@ -161,7 +161,7 @@ class Delivery:
             for event in self.due():
                 self.bandwidth_exceeds.add_event(event)
                 self.send(event)
-            # in a thread, for its timeout begins anew with each batch
+            # in a thread, for its timeout begins again with each batch
             flushing = threading.Thread(target=flush_quietly, args=(self.kproducer, left), daemon=True)
             flushing.start()
             flushing.join(left)

@@ -26,7 +26,7 @@ class Offsets:
         self.goal: dict[int, int] | None = None  # of --until-empty: partitions, and where they ended at the start
 
     def set_goal(self, member: GroupMember, topic_id: UUID) -> None:
-        """The ends of all partitions, when they are first seen; anew for a topic that was created again."""
+        """The ends of all partitions, when they are first seen, and those of a topic that was recreated."""
         if self.goal is None or topic_id != self.topic_id:
             self.goal = goal_of(member.bounds(member.every_partition()))
 

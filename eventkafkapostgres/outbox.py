@@ -224,7 +224,7 @@ class Outbox:
         self.retry_at = self.clock()
 
     def _reopen(self) -> None:
-        """Use the file at our path, made anew where there is none, and bring along what a removed one holds."""
+        """Use the file at our path, created where there is none, and bring along what a removed one holds."""
         old, file = self.file, None
         is_elsewhere = bool(old and old.make_room())
         try:

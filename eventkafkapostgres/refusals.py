@@ -1,7 +1,7 @@
 """Whose fault is it that PostgreSQL refuses a batch? The row's, the table's or the server's, or nobody's.
 
 The row's: it alone is refused, and the table accepts a row that is known to be good in its place. Nobody's: it is there
-already. Anything else is the table's or the server's fault, would befall any row, and is raised.
+already. Anything else is the table's or the server's fault, would refuse any row, and is raised.
 """
 
 from __future__ import annotations

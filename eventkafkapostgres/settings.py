@@ -73,7 +73,7 @@ KEEPALIVE_OPTIONS: dict[str, Any] = {  # libpq has no variables for these
     **({"tcp_user_timeout": 8000} if sys.platform == "linux" else {}),
 }
 SSL_MODES = ("verify-full", "verify-ca", "require", "prefer", "allow", "disable")
-API_VERSION = (3, 9)  # given, so that no constructor waits for a broker; the real versions are negotiated all the same
+API_VERSION = (3, 9)  # given, so that no constructor waits for a broker; the real versions are negotiated anyway
 NOT_SETTABLE_FROM_ENV = {  # options whose default is None, but whose values are objects, or that are of no use here
     "ssl_context", "sasl_oauth_token_provider", "key_serializer", "value_serializer", "key_deserializer",
     "value_deserializer", "partition_assignment_strategy", "group_instance_id", "transactional_id", "socks5_proxy",

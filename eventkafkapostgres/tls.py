@@ -86,7 +86,7 @@ class Certificates:
             raise SettingsError(f"{wrong}: {getattr(error, 'reason', None) or error}") from error
 
     def digests(self) -> list[bytes]:
-        """What the files hold; the time of a file that was put there anew may be that of the old one."""
+        """Of what the files hold: a file that was replaced may have the modification time of the old one."""
         return [hashlib.sha256(path.read_bytes()).digest() for path in self.files.values()]
 
     def expiries(self, now: datetime) -> Iterator[Expiry]:

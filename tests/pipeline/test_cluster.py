@@ -1,4 +1,4 @@
-"""Three brokers, of which one is always in trouble: nothing is lost, nothing is there twice, and nothing waits for it.
+"""Three brokers, of which one is always in trouble: nothing is lost, nothing is stored twice, and nothing waits for it.
 
 Each takes as long as brokers need to end, to start and to get in sync. How late a warning may come is measured against
 a librdkafka producer and consumer in the same minute.

@@ -1,4 +1,4 @@
-"""A sick database and a broken network: nothing is lost, nothing is there twice, and everything goes on."""
+"""A sick database and a broken network: nothing is lost, nothing is stored twice, and everything goes on."""
 
 import signal
 import time

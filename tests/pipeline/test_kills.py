@@ -1,4 +1,4 @@
-"""kill -9 of each part of the pipeline, at the worst moments as well: nothing is lost, nothing is there twice."""
+"""kill -9 of each part of the pipeline, at the worst moments as well: nothing is lost, nothing is stored twice."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Consumers of one group join, leave, sleep and are killed all the time: nothing is lost, nothing is there twice."""
+"""Consumers of one group join, leave, sleep and are killed all the time: nothing is lost, nothing is stored twice."""
 
 import random
 import signal
