@@ -58,7 +58,7 @@ logger = logging.getLogger("kconsumer")
 
 
 def record_warnings(recorder: Recorder, stop: Stop) -> None:
-    """Take what was read, record it, tell Kafka; until `stop` is set, or all is recorded with --until-empty."""
+    """Take what was read, record it, commit to Kafka; until `stop` is set, or all is recorded with --until-empty."""
     while not stop.is_set() and not recorder.reader.finished:
         batch = recorder.take()  # what was read from Kafka; None where there is nothing
         if batch and recorder.record(batch):  # one connection, one transaction, and the connection is closed
@@ -123,7 +123,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="Kafka's consumer group (default: kconsumer)")  # fmt: skip
     add("--until-empty", action="store_true", help="end when everything that was in the topic at the start is recorded")
     add("--notify", type=argument(channel_name), metavar="CHANNEL",
-        help="tell PostgreSQL's LISTEN on this channel of each overload that begins (default: off)")  # fmt: skip
+        help="NOTIFY this channel of PostgreSQL of each overload that begins (default: off)")  # fmt: skip
     add("--check", action="store_true", help="try everything that is needed, change nothing, and say what to do")
     add("-v", "--verbose", action="store_true", help="log more, and tracebacks")
     add("--version", action="version", version=f"%(prog)s {__version__}")

@@ -139,7 +139,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="where warnings wait for Kafka (default: outbox.sqlite in $STATE_DIRECTORY, else in eventKafkaPostgres "
         "under $XDG_STATE_HOME or ~/.local/state)")  # fmt: skip
     add("--heartbeat", type=argument(seconds), metavar="SECONDS",
-        help="also say in the table heartbeats, so often, that this host is watched (default: never)")  # fmt: skip
+        help="record this often in the table heartbeats that this host is watched (default: never)")  # fmt: skip
     add("--forever", action="store_true", help="start the next interval instead of ending")
     add("--check", action="store_true", help="try everything that is needed, change nothing, and say what to do")
     add("-v", "--verbose", action="store_true", help="log more, and tracebacks")

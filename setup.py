@@ -14,7 +14,7 @@ assert found
 setup(
     name="eventKafkaPostgres",
     version=found[1],
-    description="A host whose bandwidth use goes over a limit says so, through Apache Kafka, into PostgreSQL, once.",
+    description="Bandwidth warnings from hosts, through Apache Kafka, into PostgreSQL: each is stored exactly once.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
