@@ -5,6 +5,9 @@ $ python kconsumer.py
 
 from __future__ import annotations
 
+import eventkafkapostgres.signals  # noqa: F401 (first: Ctrl-C during what follows shows no traceback)
+
+# isort: split
 import argparse
 import gc
 import logging

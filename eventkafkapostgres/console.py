@@ -15,11 +15,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from eventkafkapostgres.log import Terminal, describe, is_journal, log_unexpected_errors, start_logging
 from eventkafkapostgres.outages import KafkaLog, SettingsError
+from eventkafkapostgres.signals import end_on_signals, handle_signals
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,6 @@ __version__ = read_version()
 
 
 # The process
-
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
@@ -82,18 +79,6 @@ class Stop:
         handle_signals(handle)
 
 
-def end_on_signals(is_check: bool) -> None:
-    """Let SIGINT and SIGTERM end the process: with 0 before anything was begun, with the shell's 128 + N in --check."""
-    handle_signals(lambda signum, frame: os._exit(128 + signum if is_check else 0))
-
-
-def handle_signals(handler: Callable[[int, FrameType | None], object]) -> None:
-    """Call this for SIGINT and SIGTERM: their default actions don't count for process 1 of a container."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, handler)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the image's entry point blocks them until here
-
-
 def run_process(main: Callable[[], int]) -> NoReturn:
     """Run main() and end the process with its status, whatever becomes of its output.
 
@@ -102,7 +87,6 @@ def run_process(main: Callable[[], int]) -> NoReturn:
     # A terminal that is closed, or that stops background jobs which write to it, must not end the work.
     for number in (signal.SIGHUP, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)
-    # Until Stop.on_signals(). Python's own handler of SIGINT prints a traceback; PID 1 ignores SIGTERM without one.
     end_on_signals("--check" in sys.argv)
     open_standard_streams()
     log_unexpected_errors()

@@ -69,7 +69,7 @@ class Surroundings(NamedTuple):
     plain_text: bool
     stdout: str
     stderr: str
-    seconds: float  # from the first moment in which a signal is handled until it comes
+    seconds: float  # from the first moment in which a signal is handled, before most imports, until it comes
 
 
 @st.composite
@@ -84,7 +84,7 @@ def surroundings(draw: Any) -> Surroundings:
         draw(st.booleans()),
         draw(OUTPUTS),
         draw(OUTPUTS),
-        draw(st.sampled_from([0.0, 0.3, 2.0])),
+        draw(st.sampled_from([0.0, 0.3, 0.6, 2.0])),
     )
 
 
