@@ -147,6 +147,7 @@ def make_database(place: Place) -> None:
 
 
 def test_a_kafka_and_a_postgresql_of_ones_own_are_set_up_used_and_cleaned_up(place: Place) -> None:
+    """Over 20 seconds: five runs of Kafka's tools, each a Java of its own, and six of the scripts."""
     topic = block("kafka-topics.sh", "--create").replace("--replication-factor 3", "--replication-factor 1")
     place.run(topic.replace("min.insync.replicas=2", "min.insync.replicas=1"))
     acls = block("kafka-acls.sh")
