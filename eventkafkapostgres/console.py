@@ -12,6 +12,7 @@ import re
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -23,6 +24,7 @@ from eventkafkapostgres.signals import end_on_signals, handle_signals
 
 logger = logging.getLogger(__name__)
 
+ONE_STOP_SECONDS = 0.1  # two signals within it are one: timeout(1) sends its own to the process and to its group
 PRINT_SECONDS = 2.0  # so long the end of a process waits for who reads its last line
 
 
@@ -65,13 +67,14 @@ class Stop:
         return self.stopped
 
     def on_signals(self, grace_seconds: int = 0) -> None:
-        """Let the first SIGINT or SIGTERM set this. The second one ends the process at once.
+        """Let the first SIGINT or SIGTERM set this. A later one ends the process at once.
 
         With a grace the process ends with status 0 when it is over, wherever it hangs.
         """
 
         def handle(signum: int, frame: object) -> None:
-            handle_signals(lambda signum, frame: os._exit(128 + signum))
+            ends_at = time.monotonic() + ONE_STOP_SECONDS
+            handle_signals(lambda signum, frame: time.monotonic() < ends_at or os._exit(128 + signum))
             self.set()
             signal.alarm(grace_seconds)
 

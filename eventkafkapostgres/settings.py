@@ -236,8 +236,11 @@ def parse_url(url: str) -> dict[str, str]:
     """What DATABASE_URL gives. SettingsError without a word of it, for it may hold a password."""
     scheme, separator, rest = url.partition("://")
     authority, _, path = rest.partition("/")
-    if separator and "=" not in scheme and (authority.count("@") > 1 or "@" in path.partition("?")[0]):
+    is_url = separator and "=" not in scheme
+    if is_url and (authority.count("@") > 1 or "@" in path.partition("?")[0]):
         raise SettingsError("DATABASE_URL: '@' and '/' in a user or password must be written as %40 and %2F")
+    if is_url and re.search("%(?![0-9a-fA-F]{2})", authority):
+        raise SettingsError("DATABASE_URL: '%' in a user or password must be written as %25")
     try:
         given: dict[str, str] = psycopg2.extensions.parse_dsn(url)
     except psycopg2.ProgrammingError:  # its text may quote the password

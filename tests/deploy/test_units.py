@@ -4,12 +4,11 @@ Needs root, debootstrap and systemd-nspawn (Debian: systemd-container), and a mi
 """
 
 import re
-import shutil
 from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
-from machine import ROOT, Machine, booted, wait_until
+from machine import CHECKOUT, ROOT, Machine, booted, wait_until
 
 from servers import Servers, servers
 
@@ -17,10 +16,11 @@ pytestmark = pytest.mark.systemd
 
 README = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
 STEPS = re.findall(r"^```sh\n(.+?)^```", README.split("## systemd")[1].split("\n## ")[0], re.MULTILINE | re.DOTALL)
-INSTALL, START_PRODUCER, START_CONSUMER, RESTART, UPGRADE, UNINSTALL = STEPS
+INSTALL, KAFKA_FILES, POSTGRES_FILE, CHECK, START_PRODUCER, START_CONSUMER, RESTART, _, UPGRADE, UNINSTALL = STEPS
 TLS = "/etc/eventKafkaPostgres/tls"
 ENV = "/etc/eventKafkaPostgres/env"
 SERVICES = ("kproducer", "kconsumer")
+STRICT = "umask 077\n"  # that of a hardened root
 PASSWORD = """p\\a"s's \\" $x ${HOME} #y %z%41 `w` ;end"""  # what systemd, libpq or a URI might treat as special
 RAISED = re.compile(r"Bandwidth exceeded on .* \(([0-9a-f-]{36})\)$")
 
@@ -42,7 +42,7 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """A machine on which the README's first block was run."""
     with booted(request.param, tmp_path_factory.mktemp(request.param)) as machine:
         print(machine.run("systemctl --version").splitlines()[0])
-        machine.run(INSTALL)
+        machine.run(STRICT + INSTALL)
         yield machine
 
 
@@ -58,12 +58,12 @@ def machine(installed: Machine, running: Servers) -> Iterator[Machine]:
 
 
 def put_certificates(machine: Machine, running: Servers) -> None:
-    directory = machine.root / TLS.lstrip("/")
     made = running.certificates
     names = {"ca.pem": made.ca, "service.cert": made.service_cert, "service.key": made.service_key}
     for name, path in {**names, "postgres-ca.pem": made.ca}.items():
-        shutil.copyfile(path, directory / name)
-        (directory / name).chmod(0o600)
+        machine.write(f"{CHECKOUT}/{name}", path.read_text())
+    machine.run(KAFKA_FILES)
+    machine.run(POSTGRES_FILE)
 
 
 def env_file(running: Servers, **changes: str | None) -> str:
@@ -140,6 +140,30 @@ def test_warnings_become_rows_once_over_stop_restart_and_kill(machine: Machine, 
     rows = recorded(running)
     assert len(rows) == len(set(rows))
     assert len(set(ids)) == len(ids) > 15
+
+
+def test_the_check_reads_what_the_services_read_and_leaves_the_outbox_to_kproducer(
+    machine: Machine, running: Servers
+) -> None:
+    assert "✗" not in machine.run(CHECK)
+    start(machine)
+    records_more(running)
+    assert "outbox.sqlite: in use by a producer" in machine.run(CHECK)
+    running.kafka_proxy.mode = "black hole"
+    before = len(raised(machine))
+    wait_until(lambda: len(raised(machine)) > before + 2, "raised while Kafka is away")
+    machine.run("systemctl stop kproducer")
+    running.kafka_proxy.mode = "pass"
+    assert re.search(
+        r"✓ outbox /var/lib/eventKafkaPostgres/outbox.sqlite: [1-9]\d* warnings? waiting", machine.run(CHECK)
+    )
+    ids = raised(machine)
+    machine.run(START_PRODUCER)
+    wait_until(lambda: set(ids) <= set(recorded(running)), "all recorded after the next start")
+    machine.write(ENV, env_file(running, KPRODUCER_OPTIONS="--limit fast"))
+    assert "--limit" in machine.run(CHECK, check=False)
+    machine.write(ENV, env_file(running, PGSSLROOTCERT="system"))
+    assert re.search(r"✗ PostgreSQL: .*certificate", machine.run(CHECK, check=False))
 
 
 def test_a_stop_while_nothing_answers_is_no_failure(machine: Machine, running: Servers) -> None:
@@ -269,7 +293,7 @@ def test_the_journal_has_a_priority_for_each_line_and_one_timestamp(machine: Mac
 
 def test_upgrade_and_uninstall(machine: Machine, running: Servers) -> None:
     start(machine)
-    machine.run(UPGRADE)
+    machine.run(STRICT + UPGRADE)
     records_more(running)
     machine.run(UNINSTALL)
     assert machine.failed() == []

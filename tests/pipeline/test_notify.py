@@ -172,8 +172,12 @@ class Webhook(BaseHTTPRequestHandler):
         pass
 
 
+WEBHOOK, MAIL = re.findall(r"^```python\n(.+?)^```", README, re.MULTILINE | re.DOTALL)
+# A `mail` that keeps its arguments and its input where it is called.
+FAKE_MAIL = 'cat > "$3.new"; printf "%s\\n" "$@" >> "$3.new"; mv "$3.new" "$3"'
+
+
 def test_the_readme_turns_it_into_a_webhook(own: Own) -> None:
-    program = next(iter(re.findall(r"^```python\n(.+?)^```", README, re.MULTILINE | re.DOTALL)))
     own.record()
     with HTTPServer(("127.0.0.1", 0), Webhook) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -182,7 +186,7 @@ def test_the_readme_turns_it_into_a_webhook(own: Own) -> None:
             "DATABASE_URL": own.server.uri().replace("/events?", f"/{own.name}?"),
             "WEBHOOK_URL": f"http://127.0.0.1:{server.server_port}/",
         }
-        listener = subprocess.Popen([sys.executable, "-c", program], env=environment)
+        listener = subprocess.Popen([sys.executable, "-c", WEBHOOK], env=environment)
         try:
             wait_until(lambda: own.sql(LISTENING, own.name), "listening", SECONDS)
             record(own, row("a"), row("b"))
@@ -192,6 +196,31 @@ def test_the_readme_turns_it_into_a_webhook(own: Own) -> None:
             listener.wait()
             server.shutdown()
     assert [message.split(":")[0] for message in messages] == ["Bandwidth exceeded on a", "Bandwidth exceeded on b"]
+
+
+def test_the_readme_turns_it_into_a_mail(own: Own, tmp_path: Path) -> None:
+    added = re.findall(r"^For a mail, replace the last three lines .*`(import \w+)`", README, re.MULTILINE)
+    program = "\n".join([*added, *WEBHOOK.splitlines()[:-3], MAIL])
+    (tmp_path / "mail").write_text(f"#!/bin/sh\n{FAKE_MAIL}\n")
+    (tmp_path / "mail").chmod(0o755)
+    own.record()
+    environment = {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "DATABASE_URL": own.server.uri().replace("/events?", f"/{own.name}?"),
+    }
+    listener = subprocess.Popen([sys.executable, "-c", program], env=environment, cwd=tmp_path)
+    try:
+        wait_until(lambda: own.sql(LISTENING, own.name), "listening", SECONDS)
+        record(own, row("a"))
+        sent = tmp_path / "ops@example.com"
+        wait_until(sent.exists, "sent", SECONDS)
+    finally:
+        listener.kill()
+        listener.wait()
+    body, arguments = sent.read_text().split("}")
+    message = json.loads(body + "}")["message"]
+    assert message.startswith("Bandwidth exceeded on a: ")
+    assert arguments.splitlines() == ["-s", message, "ops@example.com"]
 
 
 def test_kconsumer_tells_of_each_overload_once(pipeline: Pipeline) -> None:

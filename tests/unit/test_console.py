@@ -24,16 +24,30 @@ def test_stop_wakes_who_waits_and_stays_set():
     assert stop.is_set()
 
 
-def test_the_first_signal_stops_and_the_second_one_kills(clean_process):
+def test_the_first_signal_stops_and_a_later_one_kills(clean_process, clock):
+    clean_process.setattr(console.time, "monotonic", clock)
     stop = Stop()
     stop.on_signals()
     signal.raise_signal(signal.SIGTERM)
     assert stop.is_set()
     ended = []
     clean_process.setattr(os, "_exit", ended.append)
+    clock.sleep(console.ONE_STOP_SECONDS)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.raise_signal(number)
     assert ended == [128 + signal.SIGTERM, 128 + signal.SIGINT]
+
+
+def test_a_signal_that_timeout_sends_twice_stops_and_does_not_kill(clean_process, clock):
+    clean_process.setattr(console.time, "monotonic", clock)
+    ended = []
+    clean_process.setattr(os, "_exit", ended.append)
+    stop = Stop()
+    stop.on_signals()
+    for _ in range(2):
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.is_set()
+    assert ended == []
 
 
 # The exit status

@@ -338,6 +338,8 @@ def test_a_mode_that_does_not_check_the_server_is_warned_about(root, caplog, ssl
         ({"DATABASE_URL": "postgres://u:p@s3cret@db/d"}, "'@' and '/' in a user or password must be written as %40"),
         ({"DATABASE_URL": "postgres://u:p@s3cret@db"}, "must be written as %40"),
         ({"DATABASE_URL": "postgresql://u:12/s3cret@db/d"}, "must be written as %40"),
+        ({"DATABASE_URL": "postgres://u:s3cret%t@db/d"}, "'%' in a user or password must be written as %25"),
+        ({"DATABASE_URL": "password=s3cret://%t host=[db port=x"}, "PGPORT"),
         ({"DATABASE_URL": "postgres://u:s3cret@db:65536/d"}, "must be a number from 1 to 65535"),
         ({"DATABASE_URL": "postgres://u:s3cret@db/d?nosuch=1"}, "DATABASE_URL is not a service URI"),
         ({"DATABASE_URL": "postgres://u:s3cret@[db/d"}, "DATABASE_URL is not a service URI"),
