@@ -47,8 +47,6 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
     def join(self, kconsumer: Any) -> None:
         """Join the group with this KafkaConsumer."""
         self.kconsumer = kconsumer
-        # kafka-python 3.0.12 does not pass on allow_auto_create_topics: a misspelt --topic would be created
-        kconsumer._cluster.config["allow_auto_create_topics"] = False
         self.reassigned = False  # whether the group has assigned partitions since the last look
         self.positioned: set[TopicPartition] = set()
         self.heard_at = self.stable_at = self.clock()  # from Kafka; in the group

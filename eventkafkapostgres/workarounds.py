@@ -85,11 +85,12 @@ class EachAddress(KafkaNetSocket):  # type: ignore[misc]
 
 
 class Client(KafkaNetClient):  # type: ignore[misc]
-    """kafka-python doesn't pass allow_auto_create_topics on: who asks for a topic that is missing creates it."""
+    """kafka-python passes these options on to nobody: who asks for a missing topic creates it, or asks all the time."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.cluster.config["allow_auto_create_topics"] = options.get("allow_auto_create_topics", False)
+        self.cluster.config["retry_backoff_ms"] = options.get("retry_backoff_ms", 100)
 
 
 class ProducerClient(Client):

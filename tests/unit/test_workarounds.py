@@ -90,3 +90,9 @@ def test_whether_asking_for_a_topic_may_create_it_is_passed_on(options, allowed)
     client = Client(bootstrap_servers="127.0.0.1:1", **options)
     assert client.cluster.metadata_request().allow_auto_topic_creation is allowed
     client.close()
+
+
+def test_how_often_a_missing_topic_is_asked_for_is_passed_on():
+    client = Client(bootstrap_servers="127.0.0.1:1", retry_backoff_ms=700)
+    assert client.cluster.refresh_backoff() == 700
+    client.close()
