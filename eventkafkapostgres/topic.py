@@ -69,13 +69,16 @@ def config_problems(topic: Topic, reads: bool = True) -> Iterator[str]:
 
 
 def log_config_problems(options: Mapping[str, Any], context: Any, name: str, seconds: float = 30.0) -> None:
-    """Log once what is wrong with the topic's configuration, in a thread: nobody waits for Kafka's answer."""
+    """Log once what is wrong with the topic's configuration, in a thread: nobody waits for Kafka's answer.
+
+    A package that is missing is left to the first message that needs it: then it is one line, with the end.
+    """
 
     def ask() -> None:
         try:
             admin = make_admin(options, context, seconds)
             try:
-                for problem in config_problems(describe_topic(admin, name)):
+                for problem in config_problems(describe_topic(admin, name), reads=False):
                     logger.warning("Kafka: %s", problem)
             finally:
                 admin.close()
