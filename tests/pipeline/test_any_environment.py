@@ -211,7 +211,7 @@ def test_any_surroundings(around: Surroundings, places: dict[str, str]) -> None:
 
 
 @pytest.mark.long
-@settings(max_examples=400, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
 @given(around=surroundings())
 def test_many_more_surroundings(around: Surroundings, places: dict[str, str]) -> None:
     run(around, places)
