@@ -140,7 +140,8 @@ def test_while_a_partition_has_no_leader_the_others_go_on(pipeline: Pipeline) ->
     rows_come(pipeline, healthy)
     producers[1].raises(len(producers[1].raised()) + 20)
     kafka.start(only)
-    wait_until(lambda: count_of(pipeline, stuck) >= len(producers[1].raised()), "recorded")
+    raised = len(producers[1].raised())
+    wait_until(lambda: count_of(pipeline, stuck) >= raised, "recorded")
     for producer in producers:
         assert producer.stop() == 0
     pipeline.has_rows(len(pipeline.raised()))
