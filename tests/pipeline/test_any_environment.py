@@ -204,7 +204,7 @@ def assert_documented(around: Surroundings, status: int, out: str, err: str) -> 
         assert err.splitlines()[-1].partition(": ")[0].removeprefix("<3>") == around.script
 
 
-@settings(max_examples=12, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=8, suppress_health_check=list(HealthCheck), deadline=None)
 @given(around=surroundings())
 def test_any_surroundings(around: Surroundings, places: dict[str, str]) -> None:
     run(around, places)

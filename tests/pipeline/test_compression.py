@@ -8,6 +8,8 @@ import pytest
 from kafka.admin import ConfigResource, ConfigResourceType
 from pipeline import Pipeline, Script, warnings
 
+pytestmark = pytest.mark.long
+
 PACKAGES = {"lz4": "lz4", "snappy": "python-snappy", "zstd": "zstandard"}
 MODULES = {"lz4": ["lz4", "lz4f", "lz4framed"], "snappy": ["snappy"], "zstd": ["zstandard"]}  # kafka-python imports
 
