@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
@@ -23,15 +23,17 @@ from kafka.errors import CoordinatorNotAvailableError, GroupAuthorizationFailedE
 
 from eventkafkapostgres.bandwidth import Interfaces, bandwidth, read_counters
 from eventkafkapostgres.console import CheckResult
-from eventkafkapostgres.database import Database
 from eventkafkapostgres.outages import KafkaLog, SettingsError, counted, explain_kafka_error
 from eventkafkapostgres.outbox import outbox_path
 from eventkafkapostgres.positions import topic_key
-from eventkafkapostgres.postgres_checks import Stored, check_postgres
 from eventkafkapostgres.rates import format_rate
 from eventkafkapostgres.settings import make_client
 from eventkafkapostgres.tls import Certificates, expiry_text
 from eventkafkapostgres.topic import Topic, config_problems, describe_topic, make_admin
+
+if TYPE_CHECKING:
+    from eventkafkapostgres.database import Database
+    from eventkafkapostgres.postgres_checks import Stored
 
 CHECK_SECONDS = 13.0  # what has not answered by then does not answer
 KAFKA_SECONDS = 7.0  # the same for the first answer of Kafka: a TLS handshake may take 5 s more than that
@@ -72,6 +74,8 @@ def check_consumer(
     found = Found()
 
     def postgres() -> Iterator[CheckResult]:
+        from eventkafkapostgres.postgres_checks import check_postgres  # here: kproducer has no use for psycopg2
+
         found.stored = yield from check_postgres(database())
 
     checks: dict[str, Callable[[], Iterable[CheckResult]]] = {

@@ -12,8 +12,6 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-import psycopg2
-import psycopg2.extensions
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 
@@ -242,6 +240,8 @@ def parse_url(url: str) -> dict[str, str]:
         raise SettingsError("DATABASE_URL: '@' and '/' in a user or password must be written as %40 and %2F")
     if is_url and re.search("%(?![0-9a-fA-F]{2})", authority):
         raise SettingsError("DATABASE_URL: '%' in a user or password must be written as %25")
+    import psycopg2.extensions  # here: kproducer has no use for its 4 MB
+
     try:
         given: dict[str, str] = psycopg2.extensions.parse_dsn(url)
     except psycopg2.ProgrammingError:  # its text may quote the password

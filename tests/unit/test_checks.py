@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from eventkafkapostgres import checks
+from eventkafkapostgres import checks, postgres_checks
 from eventkafkapostgres.checks import check_bandwidth, check_consumer, check_outbox, check_topic, run_checks
 from eventkafkapostgres.console import CheckResult
 from eventkafkapostgres.outages import SettingsError
@@ -189,6 +189,6 @@ def test_the_lag_is_what_kafka_still_has_of_this_topic_and_the_database_has_not(
         return stored
 
     monkeypatch.setattr(checks, "check_kafka", kafka)
-    monkeypatch.setattr(checks, "check_postgres", postgres)
+    monkeypatch.setattr(postgres_checks, "check_postgres", postgres)
     results = [*check_consumer(Namespace(topic="t"), dict, lambda: None, kafka_log)]
     assert results == ([(True, text)] if text else [])
