@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from pathlib import Path
 
 import pytest
-from pipeline import Pipeline, Script, new_pipeline, wait_until, warnings
+from pipeline import Pipeline, Script, Side, new_pipeline, wait_until, warnings
 
 from servers import Mode, Servers
 
@@ -21,27 +21,18 @@ BACKLOG = 20_000  # several batches, which wait for PostgreSQL
 State = Callable[[Pipeline], AbstractContextManager[object]]
 
 
-def network(side: str, mode: Mode) -> State:
+def once(deed: Callable[[Pipeline], object]) -> State:
+    """What the end of each pipeline undoes."""
+
     def change(pipeline: Pipeline) -> AbstractContextManager[object]:
-        pipeline.proxy("kafka" if side == "kafka" else "postgres").mode = mode
+        deed(pipeline)
         return nullcontext()
 
     return change
 
 
-def kill_kafka(pipeline: Pipeline) -> AbstractContextManager[object]:
-    pipeline.servers.kafka.kill()
-    return nullcontext()
-
-
-def kill_postgres(pipeline: Pipeline) -> AbstractContextManager[object]:
-    pipeline.servers.postgres.kill()
-    return nullcontext()
-
-
-def delete_topic(pipeline: Pipeline) -> AbstractContextManager[object]:
-    pipeline.servers.kafka.delete_topic(pipeline.topic)
-    return nullcontext()
+def network(side: Side, mode: Mode) -> State:
+    return once(lambda pipeline: setattr(pipeline.proxy(side), "mode", mode))
 
 
 @contextmanager
@@ -49,9 +40,11 @@ def no_rights(pipeline: Pipeline) -> Iterator[None]:
     """Of Kafka's user; the others' come back at the end."""
     kafka = pipeline.servers.kafka
     kafka.disallow("service")
-    yield
-    for kind in ("topic", "group", "transactional_id"):
-        kafka.allow("service", "ALL", **{kind: "*"})
+    try:
+        yield
+    finally:
+        for kind in ("topic", "group", "transactional_id"):
+            kafka.allow("service", "ALL", **{kind: "*"})
 
 
 def sql(statement: str, undo: str = "") -> State:
@@ -60,9 +53,11 @@ def sql(statement: str, undo: str = "") -> State:
     @contextmanager
     def change(pipeline: Pipeline) -> Iterator[None]:
         pipeline.sql(statement.format(database=pipeline.database))
-        yield
-        if undo:
-            pipeline.sql(undo)
+        try:
+            yield
+        finally:
+            if undo:
+                pipeline.sql(undo)
 
     return change
 
@@ -78,12 +73,12 @@ def locked(pipeline: Pipeline) -> Iterator[None]:
 STATES: dict[str, tuple[State, str]] = {  # and who notices it
     "Kafka refuses connections": (network("kafka", "refuse"), "both"),
     "Kafka is silent": (network("kafka", "black hole"), "both"),
-    "Kafka was killed": (kill_kafka, "both"),
-    "the topic was deleted": (delete_topic, "both"),
+    "Kafka was killed": (once(lambda pipeline: pipeline.servers.kafka.kill()), "both"),
+    "the topic was deleted": (once(lambda pipeline: pipeline.servers.kafka.delete_topic(pipeline.topic)), "both"),
     "no rights in Kafka": (no_rights, "both"),
     "PostgreSQL refuses connections": (network("postgres", "refuse"), "kconsumer"),
     "PostgreSQL is silent": (network("postgres", "black hole"), "kconsumer"),
-    "PostgreSQL was killed": (kill_postgres, "kconsumer"),
+    "PostgreSQL was killed": (once(lambda pipeline: pipeline.servers.postgres.kill()), "kconsumer"),
     "no rights in PostgreSQL": (sql("revoke insert on bandwidth_exceeds from events"), "kconsumer"),
     "the table is gone, and another has its name": (
         sql("alter table bandwidth_exceeds rename to mine; create view bandwidth_exceeds as select 1"), "kconsumer"),
@@ -102,9 +97,7 @@ def test_a_script_that_can_not_go_on_uses_hardly_anything(
     """The state is begun, noticed and then measured for ten seconds, in which nothing is to be done."""
     begin, noticed_by = STATES[name]
     with new_pipeline(guarded, tmp_path) as pipeline:
-        environment = pipeline.through("kafka") | {
-            variable: pipeline.through("postgres")[variable] for variable in ("PGHOST", "PGPORT")
-        }
+        environment = pipeline.environment(proxied=True)
         consumer = pipeline.consumer(environment=environment)
         producer = pipeline.producer("--interval", "1", "--forever", environment=environment)
         pipeline.has_rows(2)
