@@ -254,7 +254,8 @@ def recreate_topic(chaos: Chaos, step: Step) -> Heal:
     set_mode(chaos.servers.kafka_proxies, "refuse")
     pipeline.drain()
     pipeline.sql("update bandwidth_exceeds set topic = topic || ' deleted' where topic = %s", pipeline.topic)
-    pipeline.recreate_topic(1 + step.size % pipeline.partitions)  # with as many partitions as before, or fewer
+    pipeline.delete_topic()
+    pipeline.create_topic(1 + step.size % pipeline.partitions)  # with as many partitions as before, or fewer
     for run in chaos.runs:
         run.ends = None
     set_mode(chaos.servers.kafka_proxies, "pass")

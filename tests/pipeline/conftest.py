@@ -60,9 +60,9 @@ def guarded(running: Servers) -> Servers:
     return running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(ready: None) -> Iterator[Servers]:
-    """Apache Kafka of three brokers, and PostgreSQL, for this worker alone."""
+    """Apache Kafka of three brokers, and PostgreSQL, for one file's tests: four Java processes less for the others."""
     with servers(brokers=3) as started, traffic():
         yield started
 

@@ -98,9 +98,9 @@ class Pipeline:
         """New rows come."""
         self.has_rows(self.count() + 5)
 
-    def drain(self) -> None:
-        """Record all that is in the topic."""
-        assert self.consumer("--until-empty").ends() == 0
+    def drain(self, **how: Any) -> None:
+        """Record all that is in the topic. On a busy machine Kafka may be silent for longer than one run waits."""
+        wait_until(lambda: self.consumer("--until-empty", **how).ends() == 0, "recorded by --until-empty")
 
     # What was raised, and what came of it
 
@@ -176,10 +176,13 @@ class Pipeline:
         """Whether Kafka has the topic."""
         return bool(self.described()["error_code"] == 0)
 
-    def recreate_topic(self, partitions: int | None = None) -> None:
-        """Delete the topic and create it again, with as many partitions or another number."""
+    def delete_topic(self) -> None:
+        """Delete the topic, and wait until it is gone."""
         self.servers.kafka.delete_topic(self.topic)
         wait_until(lambda: not self.is_there(), "deleted")
+
+    def create_topic(self, partitions: int | None = None) -> None:
+        """Create the topic again, with as many partitions or another number."""
         self.partitions = partitions or self.partitions
         self.servers.kafka.create_topic(self.topic, self.partitions)
         self._forget_observer()

@@ -14,6 +14,10 @@ import psutil
 DEADLINE = 120.0  # for what takes seconds
 RAISED = re.compile(r"WARNING (Bandwidth exceeded on .*: \S+ \S+ is over the limit of \S+ \S+) \(([0-9a-f-]{36})\)$")
 CERTIFICATE_EXPIRES = re.compile(r"WARNING KAFKA_SSL_CERTFILE (?:expire|end)")  # those of the tests are short-lived
+MEASURED_SECONDS = 10.0
+MOST_CORES = 0.02  # 0.01 is promised; a core that others use as well is slower
+MOST_MEGABYTES = 110.0  # resident; a consumer in full swing has 80
+GROWTH_MEGABYTES = 2.0
 COMPLAINT = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^k(producer|consumer): |Traceback|Exception|Error\b")
 
 Result = TypeVar("Result")
@@ -97,3 +101,17 @@ class Script:
         process = psutil.Process(self.process.pid)
         times = process.cpu_times()
         return times.user + times.system, process.memory_info().rss / 1e6
+
+
+def uses_hardly_anything(figures: list[str], what: str, *scripts: Script) -> None:
+    """For ten seconds: hardly any CPU time, and no more memory."""
+    began_at, before = time.monotonic(), [script.usage() for script in scripts]
+    wait_until(lambda: time.monotonic() - began_at > MEASURED_SECONDS, "measured")
+    seconds = time.monotonic() - began_at
+    for script, (cpu_before, megabytes_before) in zip(scripts, before, strict=True):
+        cpu, megabytes = script.usage()
+        cores = (cpu - cpu_before) / seconds
+        figures.append(f"{what}, {script.name}: {100 * cores:.2f} % of a core, {megabytes:.0f} MB")
+        assert cores < MOST_CORES
+        assert megabytes < MOST_MEGABYTES
+        assert megabytes - megabytes_before < GROWTH_MEGABYTES

@@ -212,7 +212,7 @@ def test_any_surroundings(around: Surroundings, places: dict[str, str]) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(4))  # for as many of pytest's workers
-@settings(max_examples=25, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=15, suppress_health_check=list(HealthCheck), deadline=None)
 @given(around=surroundings())
 def test_many_more_surroundings(part: int, around: Surroundings, places: dict[str, str]) -> None:
     """Each runs a script, which takes a second or more."""

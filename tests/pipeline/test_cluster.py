@@ -18,7 +18,7 @@ from pipeline import Pipeline, new_pipeline, wait_until
 
 from servers import Kafka, Servers
 
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.long
 
 ALL = {1, 2, 3}
 
@@ -122,8 +122,7 @@ def host_of(partition: int, partitions: int) -> str:
 def test_while_a_partition_has_no_leader_the_others_go_on(pipeline: Pipeline) -> None:
     """A consumer that runs and one that starts, 20 warnings each, and the broker's way back."""
     kafka, only = pipeline.servers.kafka, 2
-    kafka.delete_topic(pipeline.topic)
-    wait_until(lambda: not pipeline.is_there(), "deleted")
+    pipeline.delete_topic()
     spread = {"assignments": {0: [1], 1: [only]}, "configs": {"min.insync.replicas": "1"}}
     with kafka.admin() as admin:
         admin.create_topics({pipeline.topic: spread}, wait_for_metadata=True)

@@ -4,24 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 from kafka import KafkaProducer
-from pipeline import Pipeline, encoded, wait_until, warning, warnings
+from pipeline import Pipeline, encoded, warning, warnings
 
 from servers import Servers
 
 DISTANCE_SECONDS = 0.13  # to Kafka and to PostgreSQL, each way
-
-
-def is_there(pipeline: Pipeline) -> bool:
-    with pipeline.servers.kafka.admin() as admin:
-        return bool(admin.describe_topics([pipeline.topic])[0]["partitions"])
-
-
-def rewrite(pipeline: Pipeline, partitions: int) -> None:
-    """The topic is deleted and created again."""
-    kafka = pipeline.servers.kafka
-    kafka.delete_topic(pipeline.topic)
-    wait_until(lambda: not is_there(pipeline), "deleted")
-    kafka.create_topic(pipeline.topic, partitions)
 
 
 @pytest.mark.parametrize("runs", [True, False], ids=["the consumer runs", "the consumer is away"])
@@ -35,7 +22,8 @@ def test_a_topic_that_was_created_again_with_more_messages_than_were_read_loses_
     pipeline.has_rows(102)
     if not runs:
         assert consumer.stop() == 0
-    rewrite(pipeline, 2)
+    pipeline.delete_topic()
+    pipeline.create_topic(2)
     pipeline.send(warnings(10), partition=0)
     pipeline.send(warnings(30), partition=1)
     if not runs:
@@ -102,7 +90,7 @@ def test_until_empty_ends_behind_the_marker_of_a_transaction_also_beside_another
     for partition in range(4):
         in_a_transaction(pipeline, warnings(3, f"web-{partition}"), partition)
     pipeline.has_rows(12)
-    assert pipeline.consumer("--until-empty").ends() == 0
+    pipeline.drain()
     assert pipeline.consumed() == dict.fromkeys(range(4), 4)
     assert other.stop() == 0
 
@@ -126,7 +114,8 @@ def test_two_consumers_read_on_whatever_is_done_to_their_topic(wide_pipeline: Pi
     with kafka.admin() as admin:
         admin.create_partitions({pipeline.topic: 8})
     reads_all(8)
-    rewrite(pipeline, 4)
+    pipeline.delete_topic()
+    pipeline.create_topic(4)
     reads_all(4)
     for consumer in consumers:
         assert consumer.stop() == 0

@@ -11,9 +11,6 @@ from servers import Postgres
 
 pytestmark = pytest.mark.long
 
-SILENCE_SECONDS = 20.0
-
-
 # A sick database. What it refuses, and whose fault that is, is tested with the database alone.
 
 
@@ -100,30 +97,19 @@ def test_connections_that_are_reset_in_the_middle_of_a_record_lose_nothing(pipel
 
 @pytest.mark.parametrize("side", ["kafka", "postgres"])
 def test_both_scripts_recover_from_a_silence(pipeline: Pipeline, side: Side, figures: list[str]) -> None:
-    """20 s of silence, in which CPU time and memory are measured; and what it takes to notice that it is over."""
+    """Longer than 20 s, of which most is what it takes to notice a silence, and then that it is over."""
     consumer = pipeline.consumer(environment=pipeline.through(side))
     producer = pipeline.producer("--interval", "1", "--forever", environment=pipeline.through(side))
     pipeline.has_rows(3)
     pipeline.proxy(side).mode = "black hole"
-    stays_small(figures, f"{side} silent", producer, consumer)
+    for script in (producer, consumer) if side == "kafka" else (consumer,):
+        assert script.says("WARNING (Kafka|PostgreSQL): ")
     producer.raises(len(producer.raised()) + 2)
     pipeline.proxy(side).mode = "pass"
     whole_at = time.monotonic()
     pipeline.has_rows(len(producer.raised()))
     figures.append(f"{side} silent: all was recorded {time.monotonic() - whole_at:.1f} s after it was whole again")
     pipeline.assert_all_arrive(producer, consumer)
-
-
-def stays_small(figures: list[str], what: str, *scripts: Script) -> None:
-    """Let a silence pass, in which scripts use hardly any CPU and no more memory."""
-    began_at, before = time.monotonic(), [script.usage() for script in scripts]
-    time.sleep(SILENCE_SECONDS)
-    seconds = time.monotonic() - began_at
-    for script, (cpu, megabytes) in zip(scripts, before, strict=True):
-        cores, growth = (script.usage()[0] - cpu) / seconds, script.usage()[1] - megabytes
-        figures.append(f"{what}, {script.name}: {cores:.3f} of a core, {growth:+.1f} MB in {seconds:.0f} s")
-        assert cores < 0.1
-        assert growth < 20
 
 
 def test_a_batch_that_postgres_took_half_of_is_recorded_after_the_silence(pipeline: Pipeline) -> None:

@@ -94,6 +94,6 @@ def test_an_old_heartbeat_never_overwrites_a_newer_one_of_the_same_batch(pipelin
 )
 def test_a_heartbeat_that_postgresql_refuses_holds_up_nothing(pipeline: Pipeline, at: str) -> None:
     pipeline.send([encoded({"host": "web-1", "heartbeat_at": at}), *warnings(3)])
-    assert pipeline.consumer("--until-empty").ends() == 0
+    pipeline.drain()
     assert pipeline.count() == 3
     assert len(pipeline.rejected()) == 1

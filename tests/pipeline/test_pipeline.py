@@ -73,7 +73,7 @@ def test_scripts_run_from_a_checkout_under_any_name(pipeline: Pipeline) -> None:
         shutil.copy(script, checkout)
     shutil.copytree(SCRIPTS / "eventkafkapostgres", checkout / "eventkafkapostgres")
     assert pipeline.producer("--flush-interval", "1", scripts=checkout).ends() == 0
-    assert pipeline.consumer("--until-empty", scripts=checkout).ends() == 0
+    pipeline.drain(scripts=checkout)
     assert pipeline.assert_recorded()
 
 

@@ -9,8 +9,7 @@ from pipeline import Script, new_pipeline, warnings
 
 from servers import Servers
 
-# one group: the scripts of all tests are started at once
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("refused")]
+pytestmark = pytest.mark.long
 
 Refusal = tuple[str, dict[str, str | None], list[str], str]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from kafka import TopicPartition
-from pipeline import Pipeline, wait_until, warnings
+from pipeline import Pipeline, warnings
 
 from servers import Servers
 
@@ -90,12 +90,10 @@ def test_what_retention_deleted_unread_is_logged_and_the_rest_is_recorded(pipeli
 
 
 def test_a_topic_that_is_missing_is_waited_for_by_both(pipeline: Pipeline) -> None:
-    kafka = pipeline.servers.kafka
-    kafka.delete_topic(pipeline.topic)
-    wait_until(lambda: not pipeline.is_there(), "deleted")
+    pipeline.delete_topic()
     consumer, producer = pipeline.consumer(), pipeline.producer("--forever")
     for script in (consumer, producer):
         assert script.says(rf"WARNING Kafka: .*{pipeline.topic}")
-    kafka.create_topic(pipeline.topic)
+    pipeline.create_topic()
     pipeline.has_rows(len(producer.raised()))
     pipeline.assert_all_arrive(producer, consumer)

@@ -82,7 +82,7 @@ def test_without_a_ca_file_the_systems_cas_count(pipeline: Pipeline) -> None:
     system = {"KAFKA_SSL_CAFILE": None, "SSL_CERT_FILE": str(pipeline.servers.certificates.ca)}
     environment = sasl(pipeline, "SCRAM-SHA-256", **system)
     assert pipeline.producer("--flush-interval", "1", environment=environment).ends() == 0
-    assert pipeline.consumer("--until-empty", environment=environment).ends() == 0
+    pipeline.drain(environment=environment)
     assert pipeline.assert_recorded()
 
 
@@ -109,7 +109,7 @@ def test_a_wrong_password_is_logged_and_loses_nothing(pipeline: Pipeline) -> Non
         assert not any(wrong in line or pipeline.servers.kafka.password in line for line in script.lines())
     environment = sasl(pipeline, mechanism)
     assert pipeline.producer("--flush-interval", "1", environment=environment).ends() == 0
-    assert pipeline.consumer("--until-empty", environment=environment).ends() == 0
+    pipeline.drain(environment=environment)
     assert len(pipeline.assert_recorded()) > len(producer.raised()) > 0
 
 

@@ -1,21 +1,17 @@
 """What both scripts use while something is away, silent, refused or gone: hardly any CPU time, and no more memory."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
-from pipeline import Pipeline, Script, Side, new_pipeline, wait_until, warnings
+from pipeline import Pipeline, Side, new_pipeline, warnings
+from scripts import uses_hardly_anything
 
 from servers import Mode, Servers
 
 pytestmark = pytest.mark.long
 
-MEASURED_SECONDS = 10.0
-MOST_CORES = 0.02  # 0.01 is promised; a core that others use as well is slower
-MOST_MEGABYTES = 110.0  # resident; a consumer in full swing has 80
-GROWTH_MEGABYTES = 2.0
 BACKLOG = 20_000  # several batches, which wait for PostgreSQL
 
 State = Callable[[Pipeline], AbstractContextManager[object]]
@@ -74,7 +70,7 @@ STATES: dict[str, tuple[State, str]] = {  # and who notices it
     "Kafka refuses connections": (network("kafka", "refuse"), "both"),
     "Kafka is silent": (network("kafka", "black hole"), "both"),
     "Kafka was killed": (once(lambda pipeline: pipeline.servers.kafka.kill()), "both"),
-    "the topic was deleted": (once(lambda pipeline: pipeline.servers.kafka.delete_topic(pipeline.topic)), "both"),
+    "the topic was deleted": (once(lambda pipeline: pipeline.delete_topic()), "both"),
     "no rights in Kafka": (no_rights, "both"),
     "PostgreSQL refuses connections": (network("postgres", "refuse"), "kconsumer"),
     "PostgreSQL is silent": (network("postgres", "black hole"), "kconsumer"),
@@ -109,16 +105,3 @@ def test_a_script_that_can_not_go_on_uses_hardly_anything(
             assert consumer.says("WARNING (Kafka|PostgreSQL): ")
             uses_hardly_anything(figures, name, consumer, producer)
             assert consumer.process.poll() is producer.process.poll() is None
-
-
-def uses_hardly_anything(figures: list[str], what: str, *scripts: Script) -> None:
-    began_at, before = time.monotonic(), [script.usage() for script in scripts]
-    wait_until(lambda: time.monotonic() - began_at > MEASURED_SECONDS, "measured")
-    seconds = time.monotonic() - began_at
-    for script, (cpu_before, megabytes_before) in zip(scripts, before, strict=True):
-        cpu, megabytes = script.usage()
-        cores = (cpu - cpu_before) / seconds
-        figures.append(f"{what}, {script.name}: {100 * cores:.2f} % of a core, {megabytes:.0f} MB")
-        assert cores < MOST_CORES
-        assert megabytes < MOST_MEGABYTES
-        assert megabytes - megabytes_before < GROWTH_MEGABYTES
