@@ -62,7 +62,8 @@ and exists (
         and mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
     )
 )"""
-COPY = f"copy bandwidth_exceeds ({NAMES}) from stdin"
+# In a savepoint, for the end of a transaction brings back what the role has set, before any other statement of ours.
+COPY = f"savepoint part; copy bandwidth_exceeds ({NAMES}) from stdin"
 INSERT_REJECTED = """
 insert into rejected_messages (topic_id, partition, "offset", topic, key, value, reason) values %s
 on conflict do nothing"""
@@ -227,9 +228,7 @@ class Database:
         except psycopg2.Error as error:
             if is_servers_fault(error):
                 raise
-            cursor.execute("rollback")
-            self.begin(cursor)
-            self.move_offsets(cursor, batch)
+            cursor.execute("rollback to savepoint part")
             rejected += CarefulInsert(cursor, self.extend_deadline).run(batch.rows)
         self.extend_deadline()
         if rejected:

@@ -101,8 +101,8 @@ def insert_halving(
 class CarefulInsert:
     """Inserts the rows that are not there yet, in the cursor's transaction. `progress` is called before each statement.
 
-    It needs no temporary table and no ON CONFLICT, which rules, views and deferrable constraints refuse, and it parses
-    nothing that the server says.
+    It needs `savepoint part`, and neither a temporary table nor ON CONFLICT, which rules, views and deferrable
+    constraints refuse, and it parses nothing that the server says.
     """
 
     def __init__(self, cursor: Any, progress: Callable[[], None]) -> None:
@@ -112,7 +112,6 @@ class CarefulInsert:
 
     def run(self, rows: Sequence[Row]) -> list[tuple[Any, str]]:
         """The records of the rows that are rejected, with the reason. psycopg2.Error when it isn't the rows' fault."""
-        self.cursor.execute("savepoint part")
         while rows:
             stored, new, again = self._stored(rows), {}, []
             for row in rows:

@@ -167,6 +167,20 @@ def test_what_the_role_has_set_changes_nothing(made: Own, setting: str) -> None:
     assert heartbeats(made) == {"Zürich": START}
 
 
+def test_what_the_role_has_set_ends_no_session_behind_a_refusal(made: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a transaction brings the role's timeout back, and without a savepoint an error is such an end."""
+    made.sql(f"alter role events in database {made.name} set idle_in_transaction_session_timeout = 1")
+    is_servers_fault = module.is_servers_fault
+
+    def slowly(error: psycopg2.Error) -> bool:
+        time.sleep(0.1)
+        return is_servers_fault(error)
+
+    monkeypatch.setattr(module, "is_servers_fault", slowly)
+    twice = [row()]
+    assert made.record(twice) == made.record(twice) == {}
+
+
 @pytest.mark.parametrize("isolation", ["read committed", "serializable"])
 def test_of_two_consumers_of_one_partition_one_finds_the_offsets_moved(made: Own, isolation: str) -> None:
     made.sql(f"alter role events in database {made.name} set default_transaction_isolation = '{isolation}'")
