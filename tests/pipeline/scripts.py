@@ -2,7 +2,6 @@
 
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
+
+from servers.process import spawn
 
 DEADLINE = 120.0  # for what takes seconds
 RAISED = re.compile(r"WARNING (Bandwidth exceeded on .*: \S+ \S+ is over the limit of \S+ \S+) \(([0-9a-f-]{36})\)$")
@@ -33,20 +34,13 @@ def wait_until(condition: Callable[[], Result], what: str, seconds: float = DEAD
 
 
 class Script:
-    """One of the scripts as a process, with all that it says in a file."""
+    """One of the scripts as a process that does not outlive this one, with all that it says in a file."""
 
     def __init__(self, script: Path, arguments: Iterable[str], environment: Mapping[str, str], log: Path) -> None:
         self.name, self.log = log.stem, log
         with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, str(script), *arguments],
-                env=environment,
-                cwd=log.parent,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            command = [sys.executable, str(script), *arguments]
+            self.process = spawn(command, log.parent, file, None, signal.SIGKILL, environment)
 
     def lines(self) -> list[str]:
         return self.log.read_text(errors="replace").splitlines()
