@@ -20,9 +20,9 @@ class Record:
     offset: int
     timestamp: int
     timestamp_type: int
-    key: bytes
-    value: bytes
-    headers: list[tuple[str, bytes | None]]
+    key: bytes | None
+    value: bytes | None
+    headers: ClassVar[tuple[()]] = ()  # never read: kafka-python refuses a name that is not UTF-8, and Kafka does not
     checksum: ClassVar[None] = None
 
     def validate_crc(self) -> bool:
@@ -31,40 +31,39 @@ class Record:
 
 
 class RecordBatch(DefaultRecordBatch):  # type: ignore[misc]
-    """Decodes records with key and value and without headers itself, and leaves all others to kafka-python."""
-
-    _buffer: bytes  # of all records, and how far it is read
-    _pos: int
+    """Decodes all records but the markers of transactions, which it leaves to kafka-python."""
 
     def __iter__(self) -> Iterator[Any]:
         self._maybe_uncompress()
         return self if self.is_control_batch else self._records()
 
-    def _records(self) -> Iterator[Any]:
+    def _records(self) -> Iterator[Record]:
         """CorruptRecordError where the bytes are no records."""
-        buffer = self._buffer = bytes(self._buffer)  # a slice of bytes is copied once, of a bytearray twice
+        buffer, at = bytes(self._buffer), self._pos  # a slice of bytes is copied once, of a bytearray twice
         base_offset, timestamp_type = self.base_offset, self.timestamp_type
         first_timestamp, append_timestamp = self.first_timestamp, self.max_timestamp
         for _ in range(self.records_count):
+            key = value = None
             try:
-                size, begin = decode_varint(buffer, self._pos)
+                size, begin = decode_varint(buffer, at)
                 timestamp, at = decode_varint(buffer, begin + 1)  # behind the attributes
                 offset, at = decode_varint(buffer, at)
                 key_size, at = decode_varint(buffer, at)
-                key = buffer[at : at + key_size]
-                value_size, at = decode_varint(buffer, at + key_size)
-                end = at + value_size
-                attributes, headers = buffer[begin], buffer[end]
-            except (ValueError, IndexError):
-                attributes = 1
-            if attributes or headers or key_size < 0 or value_size < 0 or end + 1 != begin + size:
-                yield next(self)
-                continue
-            self._pos = end + 1
+                if key_size >= 0:
+                    key, at = buffer[at : at + key_size], at + key_size
+                value_size, at = decode_varint(buffer, at)
+                if value_size >= 0:
+                    value, at = buffer[at : at + value_size], at + value_size
+            except (ValueError, IndexError) as error:
+                raise CorruptRecordError(f"no record: {error}") from error
+            end = begin + size
+            if not at < end <= len(buffer):  # behind the value there is the number of headers at least
+                raise CorruptRecordError(f"a record of {size} bytes that does not fit")
             timestamp = append_timestamp if timestamp_type else first_timestamp + timestamp
-            yield Record(size, base_offset + offset, timestamp, timestamp_type, key, buffer[at:end], [])
-        if self._pos != len(buffer):
-            raise CorruptRecordError(f"{len(buffer) - self._pos} bytes behind the last record")
+            yield Record(size, base_offset + offset, timestamp, timestamp_type, key, value)
+            at = end
+        if at != len(buffer):
+            raise CorruptRecordError(f"{len(buffer) - at} bytes behind the last record")
 
 
 def decode_faster() -> None:
