@@ -95,6 +95,14 @@ class BatchTimeout(psycopg2.OperationalError):
     """A batch did not go through in time: a smaller one may."""
 
 
+def connect(url: str, options: Mapping[str, Any]) -> Any:
+    """psycopg2.Error also where the server refuses in an encoding that is not UTF-8, for which psycopg2 has another."""
+    try:
+        return psycopg2.connect(url, **options)
+    except UnicodeDecodeError as error:
+        raise psycopg2.OperationalError(error.object.decode(errors="replace")) from error
+
+
 class Progress(io.BytesIO):
     """What COPY reads; calls back for each piece that the connection accepted."""
 
@@ -135,8 +143,10 @@ class Database:
         self.extend_deadline()
         connection = None
         try:
-            connection = self.connection = psycopg2.connect(self.url, **self.options)
+            connection = self.connection = connect(self.url, self.options)
             connection.autocommit = True  # begin and commit are in our own statements
+            self.aborted = False  # of several hosts, the first may have taken all of the time
+            self.extend_deadline()
             with connection.cursor() as cursor:
                 if self.needs_setup:
                     self.set_up(cursor)

@@ -11,7 +11,7 @@ from uuid import UUID
 import psycopg2
 
 from eventkafkapostgres.console import CheckResult
-from eventkafkapostgres.database import Database
+from eventkafkapostgres.database import Database, connect
 from eventkafkapostgres.outages import explain_postgres_error
 from eventkafkapostgres.schema import TABLES, missing_columns, missing_privileges, missing_relations
 
@@ -29,7 +29,7 @@ def check_postgres(database: Database) -> Generator[CheckResult, None, Stored | 
     """The server, its clock and its free connections, the tables and the privileges. Returns the group's offsets."""
     stored: Stored = {}
     try:
-        with contextlib.closing(psycopg2.connect(database.url, **database.options)) as connection:
+        with contextlib.closing(connect(database.url, database.options)) as connection:
             connection.autocommit = True
             info, cursor = connection.info, connection.cursor()
             sslmode = info.dsn_parameters.get("sslmode", "")
