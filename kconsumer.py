@@ -134,7 +134,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(build_parser("kconsumer"), argv, run, check, round(STOP_SECONDS) + 1)
+    # the grace: what the database is doing, a second each for the last commit and for leaving the group, and one more
+    return run_command(build_parser("kconsumer"), argv, run, check, round(STOP_SECONDS) + 3)
 
 
 def command() -> NoReturn:

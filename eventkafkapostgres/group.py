@@ -65,6 +65,10 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Nothing: what is recorded of them later changes nothing (see OffsetConflict)."""
 
+    def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
+        """The group has expelled this member: it has no partitions until it is back."""
+        self.reassigned = True
+
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Runs on kafka-python's own thread: what is not paused there would be read from no position."""
         for partition in assigned:

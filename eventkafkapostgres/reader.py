@@ -51,6 +51,7 @@ class Reader:
         self.finished = self.failed = False
         self.compare_at = 0.0  # when to look at the database's offsets again
         self.has_news = False  # whether something was read since the last look
+        self.has_answered = False  # positions are known, and were not read yet: who may see a topic may not read it
 
     def take(self) -> Batch | None:
         """One round, of a second or so: the next batch, or None."""
@@ -110,6 +111,7 @@ class Reader:
         if topic_id is None:
             member.probe()
             raise Interrupted
+        member.keep_alive()  # nothing is read without a position, and a rebalance goes on whatever follows
         leaderless = member.without_leader()
         bounds = member.bounds(member.assigned() - leaderless)
         if self.until_empty and not leaderless:
@@ -118,7 +120,7 @@ class Reader:
         self.offsets.begin(member, topic_id, bounds, stored)
         self.state = State.READING
         self.compare_at = self.clock() + (0 if self.offsets.goal is not None else COMPARE_SECONDS)
-        self.recovery.works(leaderless)
+        self.has_answered = True
 
     def read(self) -> Batch | None:
         """What came, or a look at whether Kafka and the database are as they were left."""
@@ -135,9 +137,11 @@ class Reader:
     def read_batch(self) -> Batch | None:
         """What one poll returned, parsed."""
         records = self.member.poll(UNTIL_EMPTY_POLL_MS if self.until_empty else POLL_MS)
+        if records or self.has_answered:
+            self.recovery.works(self.member.without_leader())
+            self.has_answered = False
         if not records:
             return None
-        self.recovery.works(self.member.without_leader())
         self.has_news = True
         return self.offsets.parse(records)
 
@@ -185,6 +189,7 @@ class Reader:
         try:
             yield
         except KAFKA_ERRORS as error:
+            self.offsets.note_truncation(error)
             self.reset_positions()
             outcome = self.recovery.handle(error)
             if outcome is Outcome.REPLACED:

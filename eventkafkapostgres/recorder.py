@@ -59,7 +59,7 @@ class Recorder:
         if self.clock() - began < GROW_SECONDS:
             self.most_records *= 2
         if self.reader.resets == resets:
-            self.reader.offsets.recorded |= batch.next_offsets
+            self.reader.offsets.record(batch.next_offsets)
         self.progress.add(batch, rejected)
         return True
 

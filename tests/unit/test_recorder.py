@@ -8,14 +8,17 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from kafka.errors import (
     CommitFailedError,
+    CorruptRecordError,
     GroupAuthorizationFailedError,
     KafkaConnectionError,
     KafkaTimeoutError,
+    LogTruncationError,
     SaslAuthenticationFailedError,
+    TopicAuthorizationFailedError,
     UnsupportedCodecError,
 )
-from kafka.structs import MemberState
-from world import World, check_signatures, partition
+from kafka.structs import MemberState, OffsetAndMetadata
+from world import FakeConsumer, World, check_signatures, partition
 
 from eventkafkapostgres.calls import RETRY_SECONDS, Interrupted
 from eventkafkapostgres.group import UNSTABLE_SECONDS
@@ -329,6 +332,67 @@ def test_messages_that_kafka_lost_are_logged_and_what_came_after_them_is_recorde
     assert any("Kafka lost messages" in text for text in texts(caplog))
 
 
+def test_messages_that_were_written_where_kafka_lost_some_are_recorded_however_many_they_are(world):
+    world.run(5)
+
+    def elect():
+        del world.topic.logs[0][2:]
+        world.produce(0, 10)
+        raise LogTruncationError({partition(0): OffsetAndMetadata(2, "", 1)})
+
+    world.events.append(elect)
+    world.run(20)
+    assert world.missing() == []
+
+
+def test_the_offset_goes_back_at_once_where_kafka_lost_everything(world):
+    world.run(5)
+    world.topic.logs[0].clear()
+    world.run(70)
+    assert world.database.offsets[world.topic.id, 0] == 0
+
+
+def test_a_partition_whose_leader_comes_back_in_the_middle_of_a_poll_is_read_from_its_position(world):
+    world.run(5)
+    world.topic.leaderless.add(1)
+    world.events.append(KafkaConnectionError())
+    world.run(10)
+    world.produce(1, 2)
+    world.events.append(world.topic.leaderless.clear)
+    world.run(10)
+    assert world.missing() == []
+
+
+def test_a_member_that_was_expelled_waits_for_its_group(world, caplog):
+    world.run(5)
+
+    def expel():
+        world.consumer.listener.on_partitions_lost(world.consumer.assigned)
+        world.consumer.assigned = set()
+
+    world.events.append(expel)
+    world.run(5)
+    assert texts(caplog) == []
+    assert len(world.consumers) == 1
+
+
+@pytest.mark.parametrize("error", [TopicAuthorizationFailedError({"warnings"}), CorruptRecordError()])
+def test_an_error_of_each_read_is_logged_once(world, caplog, error, monkeypatch):
+    poll = FakeConsumer.poll
+
+    def fail(consumer, timeout_ms=0):
+        if consumer.assigned - consumer.stopped:
+            raise error
+        if not consumer.assigned:
+            consumer.give(0, 1)
+        return poll(consumer, timeout_ms)
+
+    monkeypatch.setattr(FakeConsumer, "poll", fail)
+    caplog.set_level(logging.INFO)
+    world.run(60)
+    assert [text for text in texts(caplog, logging.INFO) if text.startswith("Kafka")] == [texts(caplog)[0]]
+
+
 def test_what_can_not_be_a_row_is_counted_apart(world, caplog):
     world.produce(0, good=False)
     world.run(5)
@@ -341,6 +405,15 @@ def test_what_can_not_be_a_row_is_counted_apart(world, caplog):
 
 
 # --until-empty
+
+
+def test_until_empty_reads_again_where_kafka_lost_messages(until_empty):
+    world = until_empty
+    world.database.offsets = {(world.topic.id, 0): 9, (world.topic.id, 1): 9}
+    world.run(20)
+    assert world.reader.finished
+    assert not world.reader.failed
+    assert world.missing() == []
 
 
 def test_until_empty_ends_when_everything_of_the_start_is_recorded(until_empty):

@@ -17,7 +17,7 @@ from uuid import UUID
 import psycopg2
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
-from kafka.errors import KafkaTimeoutError, OffsetOutOfRangeError
+from kafka.errors import IllegalStateError, KafkaTimeoutError, OffsetOutOfRangeError
 from kafka.structs import MemberState
 from messages import GOOD
 
@@ -123,6 +123,8 @@ class FakeConsumer:
         self.positions[partition] = offset
 
     def position(self, partition, timeout_ms=None):
+        if partition not in self.assigned:
+            raise IllegalStateError("Partition is not assigned")
         return self.positions[partition]
 
     def poll(self, timeout_ms=0, max_records=None, update_offsets=True):
