@@ -54,7 +54,11 @@ class Offsets:
 
         The same where Kafka lost messages: the stored offset goes back before new ones are there.
         """
-        beyond = {at: offset for at, offset in read_to.items() if offset != self.expected[at]}
+        beyond = {
+            at: offset
+            for at, offset in read_to.items()
+            if offset > self.expected[at] or (offset < self.expected[at] and at not in self.recorded)
+        }
         batch = Batch(self.topic_id, [], {at: self.expected[at] for at in beyond}, beyond)
         self.expected |= beyond
         return batch if beyond else None
