@@ -27,9 +27,11 @@ class Offsets:
         self.diverged: dict[TopicPartition, int] = {}  # from here on Kafka may hold other messages than were recorded
         self.goal: dict[int, int] | None = None  # of --until-empty: partitions, and where they ended at the start
 
-    def set_goal(self, member: GroupMember, topic_id: UUID) -> None:
-        """The ends of all partitions, when they are first seen, and those of a topic that was recreated."""
-        if self.goal is None or topic_id != self.topic_id:
+    def set_goal(self, member: GroupMember, topic_id: UUID, is_complete: bool) -> None:
+        """The ends of all partitions, as soon as each has a leader, and again those of a topic that was recreated."""
+        if topic_id != self.topic_id:
+            self.goal = None
+        if self.goal is None and is_complete:
             self.goal = goal_of(member.bounds(member.every_partition()))
 
     def begin(self, member: GroupMember, topic_id: UUID, bounds: Bounds, stored: Mapping[int, int]) -> None:

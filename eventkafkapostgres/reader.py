@@ -114,8 +114,8 @@ class Reader:
         member.keep_alive()  # nothing is read without a position, and a rebalance goes on whatever follows
         leaderless = member.without_leader()
         bounds = member.bounds(member.assigned() - leaderless)
-        if self.until_empty and not leaderless:
-            self.offsets.set_goal(member, topic_id)
+        if self.until_empty:
+            self.offsets.set_goal(member, topic_id, is_complete=not leaderless)
         stored = self.ask_where(topic_id, {at.partition: begin for at, (begin, _) in bounds.items()})
         self.offsets.begin(member, topic_id, bounds, stored)
         self.state = State.READING

@@ -453,6 +453,28 @@ def test_until_empty_waits_for_what_another_consumer_records(until_empty):
     assert world.reader.finished
 
 
+def test_until_empty_ends_where_the_topic_is_created_again_meanwhile_and_has_no_leader_yet(until_empty):
+    world = until_empty
+    world.events.clear()
+    world.events.append(lambda: world.consumer.give(0))  # the other partition is another consumer's, which is slow
+    world.run(8)
+
+    def create_again():
+        world.recreate(2)
+        world.topic.leaderless.add(0)
+        world.see()
+
+    world.events.append(create_again)
+    world.run(8)
+    world.topic.leaderless.clear()
+    world.produce(0)
+    world.see()
+    world.run(20)
+    assert world.reader.finished
+    assert not world.reader.failed
+    assert world.missing() == []
+
+
 def test_until_empty_ends_where_the_topic_is_created_again_meanwhile_and_holds_less(until_empty):
     world = until_empty
     world.database.moods.extend(["well"] + ["refuses"] * 3)
