@@ -52,6 +52,7 @@ from eventkafkapostgres.settings import (
 )
 from eventkafkapostgres.tls import Certificates
 from eventkafkapostgres.topic import log_config_problems
+from eventkafkapostgres.workarounds import resume_always
 
 # A thread that comes back from a socket waits so long for one that computes; Python's 5 ms cost a quarter of the speed.
 SWITCH_SECONDS = 0.0005
@@ -143,6 +144,7 @@ def command() -> NoReturn:
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.set_threshold(COLLECT_OBJECTS)
     decode_faster()
+    resume_always()
     run_process(main)
 
 

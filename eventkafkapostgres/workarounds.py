@@ -7,6 +7,8 @@ import ssl
 import time
 from typing import Any
 
+from kafka.consumer import group
+from kafka.consumer.fetcher import Fetcher
 from kafka.errors import KafkaConnectionError, KafkaTimeoutError
 from kafka.net import KafkaNetClient, KafkaNetSocket
 
@@ -102,6 +104,21 @@ class ProducerClient(Client):
 
     def connection_delay(self, node_id: object) -> float:
         return max(CONNECT_DELAY_MS, 1000 * float(super().connection_delay(node_id)))
+
+
+class ResumingFetcher(Fetcher):  # type: ignore[misc]
+    """kafka-python sets aside what it has read of a paused partition, and never reads that one on once another was."""
+
+    _next_partition_records: Any
+
+    def fetched_records(self, *arguments: Any, **options: Any) -> Any:
+        self._next_partition_records = self._next_partition_records or None  # what is used up bars the way back
+        return super().fetched_records(*arguments, **options)
+
+
+def resume_always() -> None:
+    """Let every KafkaConsumer of this process read its partitions on after a pause."""
+    group.Fetcher = ResumingFetcher
 
 
 def end_producer(kproducer: Any) -> None:

@@ -2,13 +2,17 @@
 
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient
+from kafka.consumer import group
+from kafka.consumer.fetcher import CompletedFetch, Fetcher
 from kafka.errors import KafkaTimeoutError
+from test_records import encoded
 
-from eventkafkapostgres.workarounds import CLIENT_OPTIONS, Client
+from eventkafkapostgres.workarounds import CLIENT_OPTIONS, Client, resume_always
 
 
 @pytest.fixture
@@ -96,3 +100,34 @@ def test_how_often_a_missing_topic_is_asked_for_is_passed_on():
     client = Client(bootstrap_servers="127.0.0.1:1", retry_backoff_ms=700)
     assert client.cluster.refresh_backoff() == 700
     client.close()
+
+
+def test_a_partition_that_was_paused_is_read_on_after_another_one(monkeypatch):
+    monkeypatch.setattr(group, "Fetcher", Fetcher)
+    resume_always()
+    kconsumer = KafkaConsumer(bootstrap_servers="127.0.0.1:1", api_version=(3, 9), group_id=None)
+    paused, other = (TopicPartition("bandwidth_exceeds", number) for number in range(2))
+    kconsumer.assign([paused, other])
+    fetcher = kconsumer._fetcher
+
+    def fetched(partition):
+        kconsumer.seek(partition, 0)
+        records = encoded([(1, b"web-1", b"{}", [])] * 2)
+        answer = SimpleNamespace(error_code=0, high_watermark=2, records=records, aborted_transactions=None,
+                                 diverging_epoch=None, preferred_read_replica=-1)  # fmt: skip
+        fetcher._completed_fetches.append(CompletedFetch(partition, 0, 12, answer, None))
+
+    def read(most=10):
+        records, _ = fetcher.fetched_records(most)
+        return [(at, record.offset) for at, found in records.items() for record in found]
+
+    try:
+        fetched(paused)
+        assert read(1) == [(paused, 0)]
+        kconsumer.pause(paused)
+        fetched(other)
+        assert read() == [(other, 0), (other, 1)]
+        kconsumer.resume(paused)
+        assert read() == [(paused, 1)]
+    finally:
+        kconsumer.close(timeout_ms=0)
