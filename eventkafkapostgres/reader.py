@@ -124,7 +124,7 @@ class Reader:
 
     def read(self) -> Batch | None:
         """What came, or a look at whether Kafka and the database are as they were left."""
-        if self.until_empty and self.clock() >= self.compare_at:  # also where messages never cease to come
+        if self.must_compare():
             self.compare()
             return None
         batch = self.read_batch()
@@ -145,6 +145,10 @@ class Reader:
         self.has_news = True
         return self.offsets.parse(records)
 
+    def must_compare(self) -> bool:
+        """Whether --until-empty has to look now, also where messages never cease to come."""
+        return self.until_empty and self.clock() >= self.compare_at
+
     def compare(self) -> None:
         """Where nothing comes, see for --until-empty whether all is recorded, and for a database that was restored."""
         stored = self.ask_where(self.offsets.topic_id)
@@ -164,7 +168,8 @@ class Reader:
 
     def read_ahead(self, job: Future[Any] | None) -> None:
         """Read the next batch while another is being recorded; that one, and nothing more."""
-        if job is None or self.ahead or self.state is not State.READING or self.stop.is_set():
+        is_enough = self.ahead or self.must_compare() or self.stop.is_set()
+        if job is None or is_enough or self.state is not State.READING:
             self.stay(job)
             return
         with self.recovering():

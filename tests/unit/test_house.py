@@ -53,7 +53,7 @@ ALLOWED = {
 
 # What is not as it should be yet.
 KNOWN_LINES: dict[str, int] = {}
-KNOWN_CLASS_LINES = {"Reader": 166}
+KNOWN_CLASS_LINES = {"Reader": 171}
 
 ROOMS = sorted(path.stem for path in (ROOT / PACKAGE).glob("*.py") if path.stem != "__init__")
 

@@ -442,6 +442,16 @@ def test_until_empty_records_what_comes_slowly_from_far_away(until_empty):
     assert until_empty.missing() == []
 
 
+def test_until_empty_ends_where_messages_come_while_others_are_being_recorded(until_empty):
+    # then there is always a batch that was read ahead
+    world = until_empty
+    world.delays.extend([2] * 1000)
+    world.events.extend([lambda: world.produce(0)] * 1000)
+    world.run(100)
+    assert world.reader.finished
+    assert not world.reader.failed
+
+
 def test_until_empty_waits_for_what_another_consumer_records(until_empty):
     world = until_empty
     world.events.clear()
