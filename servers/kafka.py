@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from kafka.admin import (
 from servers.broker import Broker, aot_cache
 from servers.certificates import Certificates
 from servers.downloads import KAFKA
-from servers.process import STOP_SECONDS
+from servers.process import START_SECONDS, STOP_SECONDS
 from servers.proxy import Proxy
 
 SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
@@ -184,6 +185,11 @@ class Kafka:
         topic = {"num_partitions": partitions, "replication_factor": min(3, len(self.brokers)), "configs": options}
         with self.admin() as admin:
             admin.create_topics({name: topic}, wait_for_metadata=True)
+            deadline = time.monotonic() + START_SECONDS
+            while not all(each["leader_id"] >= 0 for each in admin.describe_topics([name])[0]["partitions"]):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"topic {name} has no leader")
+                time.sleep(0.03)
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic with its messages."""
