@@ -142,6 +142,8 @@ def check_bandwidth(wanted: Sequence[str], limit: float, host: str) -> Iterator[
 def check_outbox(path: Path) -> CheckResult:
     """Whether the outbox can be used, and what waits in it."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            return CheckResult(False, f"outbox {path}: not a regular file; give another --outbox")
         if path.exists():
             return check_outbox_file(path)
         parent = next(folder for folder in path.absolute().parents if folder.exists())
@@ -166,7 +168,7 @@ def check_outbox_file(path: Path) -> CheckResult:
             outbox.execute("rollback")
             return CheckResult(True, f"outbox {path}: {counted(waiting, 'warning')} waiting")
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
             return CheckResult(True, f"outbox {path}: in use by a producer that runs")
         return CheckResult(False, f"outbox {path}: {error}; give another --outbox")
 

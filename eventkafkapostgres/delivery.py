@@ -124,7 +124,7 @@ class Delivery:
         self.active_at = self.clock()
         try:
             event.future = self.kproducer.send(self.topic, key=event.key, value=event.value)
-        except KafkaError as error:  # it is too large, or the topic has just gone
+        except (KafkaError, TypeError, ValueError) as error:  # it is too large, or the topic goes in this moment
             event.future = Future().failure(error)
 
     def acknowledged(self) -> list[InFlight]:
@@ -163,8 +163,9 @@ class Delivery:
                 self.send(event)
             # in a thread, for its timeout begins again with each batch
             flushing = threading.Thread(target=flush_quietly, args=(self.kproducer, left), daemon=True)
-            flushing.start()
-            flushing.join(left)
+            with contextlib.suppress(RuntimeError):  # no thread can be started: what does not linger is sent anyway
+                flushing.start()
+                flushing.join(left)
             for event in self.acknowledged():
                 self.bandwidth_exceeds.remove_event(event)
             self.sleep(0.0 if self.is_idle else min(POLL_SECONDS, left))
@@ -207,7 +208,7 @@ class Delivery:
         self.replace_at = self.made_at + self.pause_seconds
         try:
             kproducer = self.new_producer()
-        except OSError as error:  # no file is left to open
+        except OSError as error:  # no file is left to open, or no thread to start
             self.outage.begin(str(error))
             return
         end_producer(self.kproducer)

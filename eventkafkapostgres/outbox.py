@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,10 +28,16 @@ DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE,
 
 
 def outbox_path(environ: Mapping[str, str]) -> Path:
-    """outbox.sqlite where systemd says, else where the XDG Base Directory Specification says."""
+    """outbox.sqlite where systemd says, else where the XDG Base Directory Specification says.
+
+    SettingsError where that is nowhere.
+    """
     if state := environ.get("STATE_DIRECTORY"):
         return Path(state.split(":")[0], "outbox.sqlite")
-    home = environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    try:
+        home = environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError as error:  # a user who is not in the system's list
+        raise SettingsError("HOME is not set, and this user has none: give --outbox FILE") from error
     return Path(home, "eventKafkaPostgres", "outbox.sqlite")
 
 
@@ -122,15 +129,14 @@ class Outbox:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """SettingsError says why there can't be an outbox at this path."""
-        self.path, self.clock = path, clock
-        self.outage = Outage("Outbox", logger)
+        self.path, self.clock, self.outage = path, clock, Outage("Outbox", logger)
         self.file: OutboxFile | None = None  # None: there is none that could be used
         self.memory = Memory()
         self.episodes = self.memory.episodes
         self.last_position = 0
         self.lost = 0  # warnings
         self.left_behind = False  # whether a damaged file may hold warnings that could not be read
-        self.retry_at = self.readable_at = clock()
+        self.retry_at, self.unreadable_at = clock(), math.inf  # when to try the disk; since when it can't be read
         try:
             self._use(OutboxFile(path, LOCK_SECONDS))
         except (OSError, sqlite3.Error) as error:
@@ -159,12 +165,13 @@ class Outbox:
             try:
                 rows = self.file.after(position, limit + len(self.memory.removed))
             except sqlite3.Error as error:
+                self.unreadable_at = min(self.unreadable_at, self.clock())
                 self.outage.begin(f"{self.path} can't be read: {error}")
-                if is_damage(error) or self.clock() - self.readable_at > UNREADABLE_SECONDS:
+                if is_damage(error) or self.clock() - self.unreadable_at > UNREADABLE_SECONDS:
                     self._recover(error, damaged=True)
                 return []  # those in memory wait as well, else older ones would be skipped
             found += [warning for warning in rows if warning.position not in self.memory.removed]
-        self.readable_at = self.clock()
+        self.unreadable_at = math.inf
         found = sorted(found)[:limit]
         self.memory.handed_out |= {warning.position: warning for warning in found}
         return found

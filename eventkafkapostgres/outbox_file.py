@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -11,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+COLUMNS = "position, cast(key as blob), cast(value as blob)"  # their type is one bit of the file
 Episodes = Mapping[str, tuple[datetime, datetime]]  # by host: observed_at of the first and of the last warning
 
 
@@ -24,7 +27,7 @@ class StoredWarning(NamedTuple):
 
 def is_busy(error: Exception) -> bool:
     """Whether another process has the file."""
-    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def is_damage(error: Exception) -> bool:
@@ -45,7 +48,7 @@ def salvage(connection: sqlite3.Connection, errors: list[sqlite3.Error]) -> Iter
     """What can be read: from the oldest on, and where that breaks off, from the newest back."""
     last = -(1 << 63)  # below every position
     for order in ("asc", "desc"):
-        query = f"select position, key, value from warnings where position > ? order by position {order}"
+        query = f"select {COLUMNS} from warnings where position > ? order by position {order}"
         try:
             for position, key, value in connection.execute(query, (last,)):
                 if isinstance(key, bytes) and isinstance(value, bytes):
@@ -67,10 +70,15 @@ class OutboxFile:
         self.path = path
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        with suppress(PermissionError):  # it is somebody else's, who lets us write into it
-            os.fchmod(descriptor, 0o600)
-        os.close(descriptor)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # /dev/null would be closed to everybody else
+                raise OSError(errno.EINVAL, "not a regular file")
+            with suppress(PermissionError):  # it is somebody else's, who lets us write into it
+                os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
         self.connection = sqlite3.connect(path, timeout=lock_seconds, isolation_level=None)
+        self.connection.text_factory = lambda text: text.decode(errors="replace")  # a bit may be wrong
         try:
             for statement in (
                 "pragma locking_mode = exclusive",
@@ -114,7 +122,7 @@ class OutboxFile:
 
     def after(self, position: int, limit: int) -> list[StoredWarning]:
         """The oldest warnings behind a position, at most so many."""
-        query = "select position, key, value from warnings where position > ? order by position limit ?"
+        query = f"select {COLUMNS} from warnings where position > ? order by position limit ?"
         return [StoredWarning(*row) for row in self.connection.execute(query, (position, limit))]
 
     def write(self, add: Iterable[StoredWarning], remove: Iterable[int], episodes: Episodes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import logging
 import math
 import os
@@ -196,11 +197,13 @@ def check_security(chosen: Mapping[str, Any]) -> None:
 
 
 def make_client(client: Any, context: ssl.SSLContext | None, options: Mapping[str, Any]) -> Any:
-    """A KafkaProducer or KafkaConsumer. SettingsError when its options don't go together."""
+    """A KafkaProducer or KafkaConsumer. SettingsError when its options don't go together, OSError without a thread."""
     try:
         return client(ssl_context=context, **options)
     except (AssertionError, LookupError, RuntimeError, TypeError, ValueError, KafkaError) as error:
         text = explain_kafka_error(str(error))
+        if "new thread" in text:
+            raise OSError(errno.EAGAIN, text) from error
         raise SettingsError(f"kafka-python can't use these KAFKA_ settings: {text}") from error
 
 

@@ -96,13 +96,28 @@ class Client(KafkaNetClient):  # type: ignore[misc]
 
 
 class ProducerClient(Client):
-    """kafka-python's sender takes this delay for milliseconds; it is in seconds, and 0 while it connects: 100 % CPU."""
+    """kafka-python's sender turns as fast as it can while a partition has no leader or its broker is not connected."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.cluster.config["retry_backoff_ms"] = METADATA_RETRY_MS
+        self.connect_at: dict[object, float] = {}  # by node: not before
+        self.ask_for_update, self.cluster.request_update = self.cluster.request_update, self.request_update
+
+    def request_update(self) -> Any:
+        """A partition without a leader asks for this in each turn, which wakes up the sender for the next turn."""
+        future = self.cluster._future
+        return future if self.cluster.need_update and future and not future.is_done else self.ask_for_update()
+
+    def maybe_connect(self, node_id: object, **options: Any) -> None:
+        """Who accepts connections and closes them, as a load balancer without a backend, is tried again at once."""
+        now = time.monotonic()
+        if now >= self.connect_at.get(node_id, now):
+            self.connect_at[node_id] = now + CONNECT_DELAY_MS / 1000
+            super().maybe_connect(node_id, **options)
 
     def connection_delay(self, node_id: object) -> float:
+        """The sender takes it for milliseconds; it is in seconds, and 0 while it connects."""
         return max(CONNECT_DELAY_MS, 1000 * float(super().connection_delay(node_id)))
 
 

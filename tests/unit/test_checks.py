@@ -107,6 +107,12 @@ def test_an_outbox_that_can_not_be_made_is_reported(path):
     assert text.startswith(f"outbox {path}: can't be made: ")
 
 
+def test_an_outbox_that_is_no_file_is_reported(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/null"), tmp_path / "pipe"):
+        assert check_outbox(path) == (False, f"outbox {path}: not a regular file; give another --outbox")
+
+
 def test_warnings_that_wait_are_counted_and_nothing_is_changed(tmp_path):
     path = tmp_path / "outbox.sqlite"
     outbox = Outbox(path)

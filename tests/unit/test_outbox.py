@@ -4,6 +4,7 @@ import os
 import shutil
 import sqlite3
 import stat
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -94,6 +95,15 @@ def test_it_is_where_systemd_or_xdg_expects(environ, path):
     assert str(outbox_path(environ)) == path
 
 
+def test_a_user_without_a_home_is_asked_for_a_file(monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(outbox_module.Path, "home", home)
+    with pytest.raises(ValueError, match="HOME is not set, and this user has none: give --outbox FILE"):
+        outbox_path({})
+
+
 def test_it_makes_the_folders_that_are_missing_and_nobody_else_may_read_it(tmp_path):
     umask = os.umask(0)
     try:
@@ -120,6 +130,14 @@ def test_an_outbox_that_cannot_be_there_is_reported_with_what_to_do(tmp_path, wh
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=r"the outbox .* can't be used: .*; give another --outbox"):
         Outbox(tmp_path / where)
+
+
+def test_what_is_no_file_is_refused_and_left_as_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe", 0o622)
+    mode = (tmp_path / "pipe").stat().st_mode
+    with pytest.raises(ValueError, match=r"the outbox .* can't be used: not a regular file; give another --outbox"):
+        Outbox(tmp_path / "pipe")
+    assert (tmp_path / "pipe").stat().st_mode == mode
 
 
 # A disk that refuses
@@ -350,6 +368,36 @@ def test_a_disk_that_cannot_be_read_for_long_is_given_up(outbox, monkeypatch, cl
         outbox.after(0, 10)
     assert len([*tmp_path.glob("*.damaged-*[0-9]")]) == 1
     assert values(outbox) == [b"a", b"b"]
+
+
+def test_a_disk_that_cannot_be_read_once_after_an_hour_of_quiet_is_not_given_up(outbox, monkeypatch, clock, tmp_path):
+    put(outbox, "a")
+    assert values(outbox) == [b"a"]
+    clock.now += 3600
+    with monkeypatch.context() as broken:
+        broken.setattr(OutboxFile, "after", lambda self, position, limit: self.connection.execute("nonsense"))
+        assert outbox.after(0, 10) == []
+    assert values(outbox) == [b"a"]
+    assert [*tmp_path.glob("*.damaged-*[0-9]")] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update warnings set value = cast(value as text)",  # one bit of the file says which it is
+        "update warnings set key = cast(key as text)",
+        "insert into episodes values (cast(x'ff' as text), 'when', 'when')",
+    ],
+)
+def test_a_bit_that_is_wrong_holds_nothing_up(outbox, change):
+    put(outbox, "a", "b")
+    outbox.close()
+    with closing(sqlite3.connect(outbox.path)) as connection, connection:
+        connection.execute(change)
+    again = Outbox(outbox.path)
+    assert values(again) == [b"a", b"b"]
+    assert {type(warning.key) for warning in again.after(0, 10)} == {bytes}
+    again.close()
 
 
 # A file that is gone

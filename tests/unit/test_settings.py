@@ -19,6 +19,7 @@ from eventkafkapostgres.settings import (
     KEEPALIVE_OPTIONS,
     PRODUCER_OPTIONS,
     kafka_options,
+    make_client,
     postgres_options,
 )
 from eventkafkapostgres.tls import Certificates
@@ -388,3 +389,11 @@ def test_an_at_sign_where_it_may_be_is_no_error(root, url):
 )
 def test_an_error_of_postgresql_is_one_line_without_the_data(text, line):
     assert first_line(psycopg2.OperationalError(text)) == line
+
+
+def test_no_thread_that_can_be_started_is_no_wrong_setting():
+    def client(**options):
+        raise RuntimeError("can't start new thread")
+
+    with pytest.raises(OSError, match="can't start new thread"):
+        make_client(client, None, {})

@@ -12,7 +12,8 @@ from kafka.consumer.fetcher import CompletedFetch, Fetcher
 from kafka.errors import KafkaTimeoutError
 from test_records import encoded
 
-from eventkafkapostgres.workarounds import CLIENT_OPTIONS, Client, resume_always
+from eventkafkapostgres import workarounds
+from eventkafkapostgres.workarounds import CLIENT_OPTIONS, Client, ProducerClient, resume_always
 
 
 @pytest.fixture
@@ -131,3 +132,28 @@ def test_a_partition_that_was_paused_is_read_on_after_another_one(monkeypatch):
         assert read() == [(paused, 1)]
     finally:
         kconsumer.close(timeout_ms=0)
+
+
+def test_who_accepts_connections_and_closes_them_is_tried_four_times_a_second(monkeypatch, clock):
+    tried = []
+    monkeypatch.setattr(workarounds, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(Client, "maybe_connect", lambda self, node_id: tried.append((node_id, clock.now)))
+    client = ProducerClient(bootstrap_servers="127.0.0.1:1")
+    try:
+        for _ in range(30):
+            client.maybe_connect(1)
+            client.maybe_connect(2)
+            clock.now += 0.05
+    finally:
+        client.close()
+    assert 5 <= len([node for node, _ in tried if node == 1]) <= 7
+    assert len(tried) == 2 * len([node for node, _ in tried if node == 1])
+
+
+def test_a_partition_without_a_leader_asks_once_until_there_is_an_answer():
+    client = ProducerClient(bootstrap_servers="127.0.0.1:1")
+    try:
+        first = client.cluster.request_update()
+        assert client.cluster.request_update() is first
+    finally:
+        client.close()
