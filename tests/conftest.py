@@ -74,6 +74,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    ended = [report for reports in terminalreporter.stats.values() for report in reports]
+    properties = [
+        each for report in ended if getattr(report, "when", "") == "teardown" for each in report.user_properties
+    ]
+    if figures := [text for name, text in properties if name == "figure"]:
+        terminalreporter.section("measured")
+        for line in figures:
+            terminalreporter.write_line(str(line))
+
+
 class FakeClock:
     """Seconds that pass only when somebody says so."""
 

@@ -15,7 +15,6 @@ from pipeline import Pipeline, new_pipeline, open_pipelines
 from servers import HOST, Postgres, Servers, fetch_kafka, record_aot_cache, servers
 from servers.downloads import fetch_postgres
 
-FIGURE = "figure"
 USERS = "RULE:^CN=([^,]*t[0-9a-f]{12}|server|admin)(,.*)?$/$1/,RULE:^.*$/service/"
 SERVER_LINES = 20
 
@@ -120,7 +119,7 @@ def figures(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     """Lines for the end of the run: what was measured."""
     lines: list[str] = []
     yield lines
-    request.node.user_properties += [(FIGURE, line) for line in lines]  # they reach the process that prints
+    request.node.user_properties += [("figure", line) for line in lines]  # they reach the process that prints
 
 
 @pytest.hookimpl(wrapper=True)
@@ -136,14 +135,3 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         for running in {id(pipeline.servers): pipeline.servers for pipeline in open_pipelines}.values():
             report.sections.append(("servers", running.tail(SERVER_LINES)))
     return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    ended = [report for reports in terminalreporter.stats.values() for report in reports]
-    properties = [
-        each for report in ended if getattr(report, "when", "") == "teardown" for each in report.user_properties
-    ]
-    if figures := [text for name, text in properties if name == FIGURE]:
-        terminalreporter.section("measured")
-        for line in figures:
-            terminalreporter.write_line(str(line))
