@@ -150,10 +150,15 @@ def test_who_accepts_connections_and_closes_them_is_tried_four_times_a_second(mo
     assert len(tried) == 2 * len([node for node, _ in tried if node == 1])
 
 
-def test_a_partition_without_a_leader_asks_once_until_there_is_an_answer():
-    client = ProducerClient(bootstrap_servers="127.0.0.1:1")
+def test_a_partition_without_a_leader_wakes_the_sender_up_once_until_there_is_an_answer(monkeypatch):
+    client, woken = ProducerClient(bootstrap_servers="127.0.0.1:1"), []
+    monkeypatch.setattr(client.cluster._wakeup, "notify", lambda: woken.append(1))
     try:
         first = client.cluster.request_update()
         assert client.cluster.request_update() is first
+        assert woken == [1]
+        first.success(None)
+        assert client.cluster.request_update() is not first
+        assert woken == [1, 1]
     finally:
         client.close()
