@@ -52,7 +52,7 @@ from eventkafkapostgres.settings import (
 )
 from eventkafkapostgres.tls import Certificates
 from eventkafkapostgres.topic import log_config_problems
-from eventkafkapostgres.workarounds import resume_always
+from eventkafkapostgres.workarounds import repair_fetcher
 
 # A thread that comes back from a socket waits so long for one that computes; Python's 5 ms cost a quarter of the speed.
 SWITCH_SECONDS = 0.0005
@@ -144,7 +144,7 @@ def command() -> NoReturn:
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.set_threshold(COLLECT_OBJECTS)
     decode_faster()
-    resume_always()
+    repair_fetcher()
     run_process(main)
 
 

@@ -23,7 +23,7 @@ from kafka.errors import (
 from eventkafkapostgres.group import GroupMember
 from eventkafkapostgres.outages import KafkaLog, Outage, explain_kafka_error
 
-RETRY_SECONDS = (1.0, 8.0)  # the first and the longest pause after an error
+RETRY_SECONDS = (1.0, 2.0, 8.0)  # pauses: the first, the longest, the longest before a new KafkaConsumer
 PROBE_AFTER_SECONDS = 15.0  # without a message: is Kafka there?
 PROBE_AFTER_ERROR_SECONDS = 5.0  # the same after kafka-python has logged an error
 RECREATE_CONSUMER_SECONDS = 60.0  # without a word from Kafka: all brokers may have new addresses
@@ -87,6 +87,6 @@ class Recovery:
         if replaces:
             self.member.replace()
         self.on_error()
-        self.wait(self.pause_seconds)
-        self.pause_seconds = min(2 * self.pause_seconds, RETRY_SECONDS[1])
+        self.wait(min(self.pause_seconds, RETRY_SECONDS[2] if replaces else RETRY_SECONDS[1]))
+        self.pause_seconds = min(2 * self.pause_seconds, RETRY_SECONDS[2])
         return Outcome.REPLACED if replaces else Outcome.GOES_ON

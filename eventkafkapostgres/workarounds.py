@@ -9,7 +9,7 @@ from typing import Any
 
 from kafka.consumer import group
 from kafka.consumer.fetcher import Fetcher
-from kafka.errors import KafkaConnectionError, KafkaTimeoutError
+from kafka.errors import KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError, StaleMetadata
 from kafka.net import KafkaNetClient, KafkaNetSocket
 
 HANDSHAKE_SECONDS = 5.0  # a TLS handshake that takes longer has failed
@@ -121,19 +121,30 @@ class ProducerClient(Client):
         return max(CONNECT_DELAY_MS, 1000 * float(super().connection_delay(node_id)))
 
 
-class ResumingFetcher(Fetcher):  # type: ignore[misc]
-    """kafka-python sets aside what it has read of a paused partition, and never reads that one on once another was."""
+class RepairedFetcher(Fetcher):  # type: ignore[misc]
+    """What a KafkaConsumer of this process reads with, see repair_fetcher()."""
 
     _next_partition_records: Any
 
     def fetched_records(self, *arguments: Any, **options: Any) -> Any:
+        """kafka-python sets aside what it has read of a paused partition, and forgets it once another was read."""
         self._next_partition_records = self._next_partition_records or None  # what is used up bars the way back
         return super().fetched_records(*arguments, **options)
 
+    async def _send_list_offsets_requests(self, timestamps: Any) -> Any:
+        """kafka-python asks a broker that leads no more for offsets, as fast as it can, until its metadata are old."""
+        try:
+            found, retry = await super()._send_list_offsets_requests(timestamps)
+        except NodeNotReadyError as error:
+            raise StaleMetadata(str(error)) from error
+        if retry:
+            raise StaleMetadata  # ask who leads now, then again
+        return found, retry
 
-def resume_always() -> None:
-    """Let every KafkaConsumer of this process read its partitions on after a pause."""
-    group.Fetcher = ResumingFetcher
+
+def repair_fetcher() -> None:
+    """Let every KafkaConsumer of this process use the RepairedFetcher."""
+    group.Fetcher = RepairedFetcher
 
 
 def end_producer(kproducer: Any) -> None:

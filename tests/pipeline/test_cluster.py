@@ -10,13 +10,17 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource
+from kafka.consumer import group
+from kafka.consumer.fetcher import Fetcher
 from kafka.errors import KafkaError
 from kafka.partitioner.default import murmur2
 from librdkafka import Pair
 from pipeline import Pipeline, new_pipeline, wait_until
-from scripts import uses_hardly_anything
+from scripts import DEADLINE, uses_hardly_anything
 
+from eventkafkapostgres.workarounds import repair_fetcher
 from servers import Kafka, Servers
 
 pytestmark = pytest.mark.long
@@ -109,6 +113,23 @@ def test_a_broker_that_is_away_for_long_is_not_missed(pipeline: Pipeline, figure
         kafka.kill(leader)
         pipeline.has_rows(pipeline.count() + 300)
         restart(kafka, leader, pipeline.topic)
+
+
+def test_offsets_are_asked_of_the_leader_of_now(cluster: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A partition that moves while nobody reads it: its old leader runs on, and refuses."""
+    monkeypatch.setattr(group, "Fetcher", Fetcher)
+    repair_fetcher()
+    kafka, partition = cluster.kafka, TopicPartition("moved", 0)
+    with kafka.admin() as admin:
+        admin.create_topics({partition.topic: {"assignments": {0: [1, 2, 3]}}}, wait_for_metadata=True)
+        kconsumer = KafkaConsumer(**kafka.options(), metadata_max_age_ms=600_000)
+        try:
+            assert kconsumer.end_offsets([partition]) == {partition: 0}
+            admin.alter_partition_reassignments({partition: [2, 3]})
+            wait_until(lambda: kafka.leader_of(partition.topic) == 2, "moved")
+            assert kconsumer.end_offsets([partition], timeout_ms=1000 * DEADLINE) == {partition: 0}
+        finally:
+            kconsumer.close(timeout_ms=0)
 
 
 def host_of(partition: int, partitions: int) -> str:

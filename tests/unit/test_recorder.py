@@ -1,5 +1,6 @@
 import logging
 from itertools import pairwise
+from unittest.mock import create_autospec
 
 import hypothesis.strategies as st
 import psycopg2
@@ -21,9 +22,10 @@ from kafka.structs import MemberState, OffsetAndMetadata
 from world import FakeConsumer, World, check_signatures, partition
 
 from eventkafkapostgres.calls import RETRY_SECONDS, Interrupted
-from eventkafkapostgres.group import UNSTABLE_SECONDS
+from eventkafkapostgres.group import UNSTABLE_SECONDS, GroupMember
+from eventkafkapostgres.outages import KafkaLog
 from eventkafkapostgres.reader import GIVE_UP_SECONDS, State
-from eventkafkapostgres.recovery import RECREATE_CONSUMER_SECONDS
+from eventkafkapostgres.recovery import RECREATE_CONSUMER_SECONDS, Recovery
 
 
 @pytest.fixture
@@ -116,6 +118,18 @@ def test_the_pause_holds_for_questions_as_for_batches(world):
     pauses = [later - earlier for earlier, later in pairwise(calls)]
     assert min(pauses[3:]) >= RETRY_SECONDS[1]
     assert len(calls) < 600 / RETRY_SECONDS[1] + 5
+
+
+@pytest.mark.parametrize(
+    ("error", "pauses"), [(KafkaTimeoutError(), [1, 2, 2, 2, 2]), (CommitFailedError(), [1, 2, 4, 8, 8])]
+)
+def test_the_pause_after_an_error_of_kafka_is_short_unless_a_new_consumer_is_made(error, pauses):
+    waited, member = [], create_autospec(GroupMember)
+    member.silent_seconds.return_value = 0
+    recovery = Recovery(member, KafkaLog(), waited.append)
+    for _ in pauses:
+        recovery.handle(error)
+    assert waited == pauses
 
 
 def test_what_was_committed_though_the_answer_was_lost_is_not_recorded_twice(world, caplog):

@@ -9,11 +9,11 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.consumer import group
 from kafka.consumer.fetcher import CompletedFetch, Fetcher
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import KafkaTimeoutError, NodeNotReadyError, StaleMetadata
 from test_records import encoded
 
 from eventkafkapostgres import workarounds
-from eventkafkapostgres.workarounds import CLIENT_OPTIONS, Client, ProducerClient, resume_always
+from eventkafkapostgres.workarounds import CLIENT_OPTIONS, Client, ProducerClient, RepairedFetcher, repair_fetcher
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_how_often_a_missing_topic_is_asked_for_is_passed_on():
 
 def test_a_partition_that_was_paused_is_read_on_after_another_one(monkeypatch):
     monkeypatch.setattr(group, "Fetcher", Fetcher)
-    resume_always()
+    repair_fetcher()
     kconsumer = KafkaConsumer(bootstrap_servers="127.0.0.1:1", api_version=(3, 9), group_id=None)
     paused, other = (TopicPartition("bandwidth_exceeds", number) for number in range(2))
     kconsumer.assign([paused, other])
@@ -132,6 +132,18 @@ def test_a_partition_that_was_paused_is_read_on_after_another_one(monkeypatch):
         assert read() == [(paused, 1)]
     finally:
         kconsumer.close(timeout_ms=0)
+
+
+@pytest.mark.parametrize("answer", [({}, {TopicPartition("bandwidth_exceeds", 0)}), NodeNotReadyError(1)])
+def test_before_offsets_are_asked_for_again_it_asks_who_leads_now(monkeypatch, answer):
+    async def ask(self, timestamps):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(Fetcher, "_send_list_offsets_requests", ask)
+    with pytest.raises(StaleMetadata):
+        object.__new__(RepairedFetcher)._send_list_offsets_requests({}).send(None)
 
 
 def test_who_accepts_connections_and_closes_them_is_tried_four_times_a_second(monkeypatch, clock):
