@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -133,9 +134,8 @@ class Outbox:
         self.file: OutboxFile | None = None  # None: there is none that could be used
         self.memory = Memory()
         self.episodes = self.memory.episodes
-        self.last_position = 0
-        self.lost = 0  # warnings
-        self.left_behind = False  # whether a damaged file may hold warnings that could not be read
+        self.last_position = self.lost = 0  # of the newest warning; how many are lost
+        self.left_behind = False  # whether a file may hold warnings that could not be read
         self.retry_at, self.unreadable_at = clock(), math.inf  # when to try the disk; since when it can't be read
         try:
             self._use(OutboxFile(path, LOCK_SECONDS))
@@ -195,6 +195,7 @@ class Outbox:
         self.retry_at = self.clock()
         self.maintain()
         waiting, is_in_place = len(self), bool(self.file and self.file.is_in_place())
+        self.left_behind |= not self.file and os.path.exists(self.path)
         if self.file:
             self.file.close()
         if not is_in_place:

@@ -234,6 +234,20 @@ def test_what_was_acknowledged_while_the_disk_is_read_only_hides_nothing_behind_
     assert [warning.value for warning in outbox.after(0, 2)] == [b"d"]
 
 
+def test_what_an_earlier_run_left_and_this_one_could_not_read_is_left_behind(tmp_path, clock, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    path = tmp_path / "outbox.sqlite"
+    before = Outbox(path, clock)
+    put(before, "of an earlier run")
+    before.close()
+    monkeypatch.setattr(os, "open", refuse)
+    outbox = Outbox(path, clock)
+    outbox.close()
+    assert (len(outbox), outbox.lost, outbox.left_behind) == (0, 0, True)
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
 def test_without_a_file_at_the_start_the_work_goes_on_in_memory_and_then_on_the_disk(
     tmp_path, clock, monkeypatch, caplog, number
