@@ -196,9 +196,10 @@ class Delivery:
             self.alive_at = self.clock()
             if not known and not self.refused:
                 self.outage.end()
-        elif not self.refused and (cause := silence(self.kafka_log, self.clock() - self.alive_at, self.answer_seconds)):
+        silent_seconds = self.clock() - max(self.alive_at, self.made_at)
+        if self.replace_at == math.inf and (cause := silence(self.kafka_log, silent_seconds, self.answer_seconds)):
             self.outage.begin(cause)
-        if self.clock() - max(self.alive_at, self.made_at) > 3 * self.answer_seconds + self.pause_seconds:
+        if silent_seconds > 3 * self.answer_seconds + self.pause_seconds:
             self.replace_at = -math.inf
 
     def _replace_producer(self) -> None:

@@ -154,21 +154,23 @@ def test_a_refused_warning_stays_and_a_new_producer_begins_again_at_the_oldest(d
     assert (len(outbox), in_flight(delivery), delivery.acknowledgements) == (0, [], 4)
 
 
-def test_the_pause_doubles_up_to_30_seconds_and_an_acknowledgement_resets_it(delivery, kafka, clock):
-    def pause():
-        kafka.refuse(-1)
+def pause(delivery, kafka, clock, **refusal):
+    """For how many seconds nothing is sent after a refusal."""
+    kafka.refuse(-1, **refusal)
+    exchange(delivery)
+    refused_at, sent = clock.now, len(kafka.sent)
+    while len(kafka.sent) == sent:
+        clock.now += 0.5
         exchange(delivery)
-        refused_at, sent = clock.now, len(kafka.sent)
-        while len(kafka.sent) == sent:
-            clock.now += 0.5
-            exchange(delivery)
-        return clock.now - refused_at
+    return clock.now - refused_at
 
+
+def test_the_pause_doubles_up_to_30_seconds_and_an_acknowledgement_resets_it(delivery, kafka, clock):
     raise_warnings(delivery, "a")
-    assert [pause() for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
+    assert [pause(delivery, kafka, clock) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
     kafka.acknowledge()
     raise_warnings(delivery, "b")
-    assert pause() == 1
+    assert pause(delivery, kafka, clock) == 1
 
 
 @pytest.mark.parametrize("partitions", [None, set(), {0}])
@@ -386,10 +388,28 @@ def test_refusals_whose_text_differs_each_time_are_one_cause(delivery, kafka, ca
     raise_warnings(delivery, "a")
     for n in range(5):
         text = f"Timestamp 179575523029{n} of message with offset {n} is out of range. It should be within [{n}, {n}]"
-        kafka.refuse(-1, error=lambda text=text: error(text))
-        rounds(delivery, clock, 31)
+        pause(delivery, kafka, clock, error=lambda text=text: error(text))
     (line,) = logged(caplog)
     assert "this host's clock is wrong" in line
+
+
+def test_after_a_refusal_another_cause_is_logged_as_well(delivery, kafka, kafka_log, caplog, clock):
+    raise_warnings(delivery, "a")
+    kafka.refuse(-1)
+    for _ in range(40):
+        rounds(delivery, clock, 0.5)
+        kafka_log.emit(logging.makeLogRecord({"msg": "connect failed: ECONNREFUSED"}))
+    refusal, refused_connection = logged(caplog)
+    assert "no right to the topic" in refusal
+    assert "connection refused" in refused_connection
+
+
+def test_the_pause_after_a_refusal_is_no_silence(delivery, kafka, caplog, clock):
+    raise_warnings(delivery, "a")
+    for _ in range(8):
+        pause(delivery, kafka, clock)
+    (line,) = logged(caplog)
+    assert "no right to the topic" in line
 
 
 # The end
