@@ -85,6 +85,7 @@ KAFKA_CAUSES = [
     (r"WRONG_VERSION_NUMBER|Invalid frame length", "KAFKA_SECURITY_PROTOCOL does not fit this port of the broker"),
     (r"DNS lookup failed for (\S+?),", r"there is no host \1"),
     (r"ECONNREFUSED", CONNECTION_REFUSED),
+    (r"NotEnoughReplicas", "too few replicas of the topic are in sync: brokers are down, or cut off from each other"),
     (r"timed out|RequestTimedOut", "no answer: the network or the broker is silent"),
     (
         r"Connection lost",

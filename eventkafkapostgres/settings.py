@@ -27,6 +27,7 @@ UNTIL_EMPTY_POLL_MS = 200  # the same with --until-empty
 PRODUCER_OPTIONS: dict[str, Any] = {
     "client_id": "kproducer",
     "request_timeout_ms": 5000,
+    "retry_backoff_ms": 500,  # sending ten times a second what too few replicas take costs 2 % of a core
     "reconnect_backoff_max_ms": 2000,
     "metadata_max_age_ms": 10000,  # the longest until a topic or a right that was missing is noticed
     "metrics_enabled": False,

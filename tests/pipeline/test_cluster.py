@@ -115,6 +115,23 @@ def test_a_broker_that_is_away_for_long_is_not_missed(pipeline: Pipeline, figure
         restart(kafka, leader, pipeline.topic)
 
 
+def test_too_few_replicas_in_sync_are_a_cause_of_their_own(pipeline: Pipeline, figures: list[str]) -> None:
+    """A replica is in sync until its broker is known to be gone, and again once it has caught up."""
+    kafka, away = pipeline.servers.kafka, 2
+    pipeline.delete_topic()
+    with kafka.admin() as admin:
+        admin.create_topics({pipeline.topic: {"assignments": {0: [1, away]}}}, wait_for_metadata=True)
+    consumer, producer = pipeline.consumer(), pipeline.producer("--forever", "--interval", "1")
+    pipeline.goes_on()
+    kafka.kill(away)
+    producer.says("Kafka: too few replicas of the topic are in sync")
+    uses_hardly_anything(figures, "too few replicas in sync", producer)
+    kafka.start(away)
+    producer.says("Kafka: works again")
+    pipeline.goes_on()
+    pipeline.assert_all_arrive(producer, consumer)
+
+
 def test_offsets_are_asked_of_the_leader_of_now(cluster: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     """A partition that moves while nobody reads it: its old leader runs on, and refuses."""
     monkeypatch.setattr(group, "Fetcher", Fetcher)

@@ -23,6 +23,7 @@ from eventkafkapostgres.outages import Outage, counted, explain_kafka_error
             "compression zstd needs the Python package zstandard: pip install",
         ),
         ("[Error 32] InvalidTimestampError", "this host's clock is wrong"),
+        ("Got error produce response, retrying (inf attempts left): NotEnoughReplicasError", "replicas of the topic"),
         ("what nobody\nthought of", "what nobody thought of"),
     ],
 )
