@@ -16,7 +16,10 @@ from kafka.errors import KafkaError
 from psycopg2.extras import RealDictCursor
 from scripts import DEADLINE, Script, wait_until
 
+from eventkafkapostgres.workarounds import repair_fetcher
 from servers import Proxy, Servers
+
+repair_fetcher()  # as the scripts do: else what observes here would not find a leader that moved
 
 # PIPELINE_SCRIPTS: another folder with the scripts, such as a copy in which a mechanism was taken out
 SCRIPTS = Path(os.environ.get("PIPELINE_SCRIPTS") or Path(__file__).resolve().parents[2])
@@ -208,6 +211,7 @@ class Pipeline:
 
     def messages(self) -> list[Any]:
         """Every message of the topic, by partition and offset."""
+        wait_until(lambda: self.sent() >= 0, "answered by Kafka")
         client, ends = self._client(), self.ends()
         try:
             client.assign(self._topic_partitions())

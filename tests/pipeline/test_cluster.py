@@ -12,15 +12,12 @@ from pathlib import Path
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource
-from kafka.consumer import group
-from kafka.consumer.fetcher import Fetcher
 from kafka.errors import KafkaError
 from kafka.partitioner.default import murmur2
 from librdkafka import Pair
 from pipeline import Pipeline, new_pipeline, wait_until
 from scripts import DEADLINE, uses_hardly_anything
 
-from eventkafkapostgres.workarounds import repair_fetcher
 from servers import Kafka, Servers
 
 pytestmark = pytest.mark.long
@@ -132,10 +129,8 @@ def test_too_few_replicas_in_sync_are_a_cause_of_their_own(pipeline: Pipeline, f
     pipeline.assert_all_arrive(producer, consumer)
 
 
-def test_offsets_are_asked_of_the_leader_of_now(cluster: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offsets_are_asked_of_the_leader_of_now(cluster: Servers) -> None:
     """A partition that moves while nobody reads it: its old leader runs on, and refuses."""
-    monkeypatch.setattr(group, "Fetcher", Fetcher)
-    repair_fetcher()
     kafka, partition = cluster.kafka, TopicPartition("moved", 0)
     with kafka.admin() as admin:
         admin.create_topics({partition.topic: {"assignments": {0: [1, 2, 3]}}}, wait_for_metadata=True)
