@@ -1,4 +1,4 @@
-"""How much was recorded: on a terminal each second, in the log each minute."""
+"""How much was recorded: on a terminal each second, in the log each minute, or every ten where there was nothing."""
 
 from __future__ import annotations
 

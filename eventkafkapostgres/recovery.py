@@ -23,7 +23,7 @@ from kafka.errors import (
 from eventkafkapostgres.group import GroupMember
 from eventkafkapostgres.outages import KafkaLog, Outage, explain_kafka_error
 
-RETRY_SECONDS = (1.0, 2.0, 8.0)  # pauses: the first, the longest, the longest before a new KafkaConsumer
+RETRY_SECONDS = (1.0, 2.0, 8.0)  # pauses: the first, the longest, the longest after a new KafkaConsumer
 PROBE_AFTER_SECONDS = 15.0  # without a message: is Kafka there?
 PROBE_AFTER_ERROR_SECONDS = 5.0  # the same after kafka-python has logged an error
 RECREATE_CONSUMER_SECONDS = 60.0  # without a word from Kafka: all brokers may have new addresses

@@ -1,4 +1,4 @@
-"""Defects of kafka-python 3.0.12, each with the smallest public hook that works around it."""
+"""Defects of kafka-python 3.0.12, each with the smallest hook that works around it."""
 
 from __future__ import annotations
 
