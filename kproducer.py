@@ -183,7 +183,7 @@ def end(outbox: Outbox, delivery: Delivery, stop: Stop) -> int:
     """The exit status. Each reason for a 1 is in the log."""
     end_producer(delivery.kproducer)
     outbox.close()
-    never_reached = not delivery.partitions and not stop.is_set()
+    never_reached = not delivery.was_reached and not stop.is_set()
     if (len(outbox) or never_reached) and not delivery.outage.causes:
         logger.error("Kafka: %s", delivery.kafka_log.cause or "no answer yet")
     if len(outbox):

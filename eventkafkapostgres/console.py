@@ -66,10 +66,10 @@ class Stop:
                 self.queue.get(timeout=max(0.0, seconds))
         return self.stopped
 
-    def on_signals(self, grace_seconds: int = 0) -> None:
+    def on_signals(self, grace_seconds: int = 0, hung_status: int = 0) -> None:
         """Let the first SIGINT or SIGTERM set this. A later one ends the process at once.
 
-        With a grace the process ends with status 0 when it is over, wherever it hangs.
+        With a grace the process ends when it is over, wherever it hangs, with the status for that.
         """
 
         def handle(signum: int, frame: object) -> None:
@@ -78,7 +78,7 @@ class Stop:
             self.set()
             signal.alarm(grace_seconds)
 
-        signal.signal(signal.SIGALRM, lambda signum, frame: os._exit(0))
+        signal.signal(signal.SIGALRM, lambda signum, frame: os._exit(hung_status))
         handle_signals(handle)
 
 
@@ -232,7 +232,7 @@ def run_command(
             end_on_signals(True)
             return print_results(check(settings, kafka_log))
         stop = Stop()
-        stop.on_signals(grace_seconds)
+        stop.on_signals(grace_seconds, hung_status=getattr(settings, "until_empty", False) is True)
         return run(settings, stop, kafka_log, terminal)
     except SettingsError as error:
         logger.debug("traceback:", exc_info=True)

@@ -94,9 +94,8 @@ class Delivery:
         self.partitions = 0  # of the topic, as this producer knows it
         self.sent_up_to = 0  # position
         self.alive_at = self.active_at = self.made_at = clock()  # the last answer, the last send, the last new producer
-        self.refused = False
-        self.replace_at = math.inf
-        self.pause_seconds = PAUSE_SECONDS[0]
+        self.refused = self.was_reached = False  # since it worked; Kafka has ever told of the topic
+        self.replace_at, self.pause_seconds = math.inf, PAUSE_SECONDS[0]
         self.heartbeat: InFlight | None = None
         self.heartbeat_at = -math.inf  # when the next one is due
 
@@ -187,6 +186,7 @@ class Delivery:
         known, self.partitions = self.partitions, 0
         with contextlib.suppress(KafkaError):  # there is no answer yet, no such topic, or this user may not see it
             self.partitions = len(self.kproducer.partitions_for(self.topic))
+            self.was_reached = True
         if self.partitions < known:  # this producer would spin, and never complete what is in flight
             self.replace_at = min(self.replace_at, self.clock() + self.pause_seconds)
         if self.heartbeat and self.heartbeat.future.is_done:

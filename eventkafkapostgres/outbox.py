@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +19,7 @@ from eventkafkapostgres.outbox_file import OutboxFile, StoredWarning, is_busy, i
 logger = logging.getLogger(__name__)
 
 MAX_IN_MEMORY = 1000  # warnings that are kept while the disk refuses them
+MEMORY_LIMIT = f"at most {MAX_IN_MEMORY:,} warnings wait in memory"
 GAP_SECONDS = 5.0  # warnings further apart than this, and than two intervals, are of different overloads
 RETRY_SECONDS = 1.0  # how often a disk that refused is tried again
 LOCK_SECONDS = 2.0  # how long the start waits for a run that is just ending
@@ -40,6 +40,13 @@ def outbox_path(environ: Mapping[str, str]) -> Path:
     except RuntimeError as error:  # a user who is not in the system's list
         raise SettingsError("HOME is not set, and this user has none: give --outbox FILE") from error
     return Path(home, "eventKafkaPostgres", "outbox.sqlite")
+
+
+def has_content(path: Path) -> bool:
+    """Whether there is a file at this path, and something in it."""
+    with suppress(OSError):
+        return path.stat().st_size > 0
+    return False
 
 
 class Episodes(dict[str, tuple[datetime, datetime]]):
@@ -195,7 +202,7 @@ class Outbox:
         self.retry_at = self.clock()
         self.maintain()
         waiting, is_in_place = len(self), bool(self.file and self.file.is_in_place())
-        self.left_behind |= not self.file and os.path.exists(self.path)
+        self.left_behind |= not self.file and has_content(self.path)
         if self.file:
             self.file.close()
         if not is_in_place:
@@ -239,8 +246,8 @@ class Outbox:
             file = OutboxFile(self.path)
             if is_elsewhere or not old:
                 file.move_behind(self.last_position)
-            if old and is_elsewhere and not self.memory.take_over(file, old.connection, old.count):
-                self.left_behind = True
+            complete = not (old and is_elsewhere) or self.memory.take_over(file, old.connection, old.count)
+            self.left_behind |= not complete
             self._use(file)
         except (OSError, sqlite3.Error) as error:
             if file:
@@ -255,7 +262,8 @@ class Outbox:
         else:
             if old:
                 old.close()
-                logger.error("Outbox: %s was removed or replaced; a new file holds what waits", self.path)
+                holds = "what waits" if complete else "what could be read of it, and the rest is lost"
+                logger.error("Outbox: %s was removed or replaced; a new file holds %s", self.path, holds)
 
     def _recover(self, error: Exception, damaged: bool = False) -> None:
         """Set a damaged file aside and go on with what can be read of it, in a new one. Else memory has to do."""
@@ -270,5 +278,4 @@ class Outbox:
         if not self.file:
             self.memory.has_no_file()
             self.retry_at = self.clock() + RETRY_SECONDS
-            limit = f"at most {MAX_IN_MEMORY:,} warnings wait in memory"
-            self.outage.begin(f"{self.path} can't be used ({reason(error)}): {limit}")
+            self.outage.begin(f"{self.path} can't be used ({reason(error)}): {MEMORY_LIMIT}")

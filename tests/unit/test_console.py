@@ -38,6 +38,16 @@ def test_the_first_signal_stops_and_a_later_one_kills(clean_process, clock):
     assert ended == [128 + signal.SIGTERM, 128 + signal.SIGINT]
 
 
+@pytest.mark.parametrize("hung_status", [0, 1])
+def test_what_hangs_after_a_signal_ends_with_the_status_for_that(clean_process, hung_status):
+    ended = []
+    clean_process.setattr(os, "_exit", ended.append)
+    clean_process.setattr(signal, "alarm", lambda seconds: signal.raise_signal(signal.SIGALRM))
+    Stop().on_signals(6, hung_status)
+    signal.raise_signal(signal.SIGTERM)
+    assert ended == [hung_status]
+
+
 def test_a_signal_that_timeout_sends_twice_stops_and_does_not_kill(clean_process, clock):
     clean_process.setattr(console.time, "monotonic", clock)
     ended = []

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from environments import KAFKA, SASL
-from fakes import raise_warnings
+from fakes import exchange, raise_warnings
 from kafka import KafkaProducer
 from kafka.errors import (
     KafkaConfigurationError,
@@ -20,7 +20,7 @@ import kproducer
 from eventkafkapostgres import console, message
 from eventkafkapostgres.bandwidth import Sample
 from eventkafkapostgres.outages import explain_kafka_error
-from kproducer import bandwidth_exceed_event_system, main
+from kproducer import bandwidth_exceed_event_system, end, main
 
 OBSERVED_AT = datetime(2026, 11, 23, 16, 22, 4, 796005, tzinfo=UTC)
 
@@ -104,6 +104,17 @@ def test_an_acknowledgement_is_noticed_between_two_samples(run_interval, deliver
 
     run_interval(samples())
     assert delivery.acknowledgements == 1
+
+
+@pytest.mark.parametrize(("partitions", "status"), [({0}, 0), (None, 1)])
+def test_a_kafka_that_was_never_reached_is_a_1_and_one_that_has_gone_is_none(
+    delivery, outbox, kafka, stop, partitions, status
+):
+    kafka.partitions = partitions
+    exchange(delivery)
+    kafka.partitions = None
+    exchange(delivery)
+    assert end(outbox, delivery, stop) == status
 
 
 @pytest.mark.parametrize(("flush_interval", "samples_taken"), [(120.0, 120), (5.0, 5), (1.0, 1)])

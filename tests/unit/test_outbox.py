@@ -234,18 +234,24 @@ def test_what_was_acknowledged_while_the_disk_is_read_only_hides_nothing_behind_
     assert [warning.value for warning in outbox.after(0, 2)] == [b"d"]
 
 
-def test_what_an_earlier_run_left_and_this_one_could_not_read_is_left_behind(tmp_path, clock, monkeypatch):
+@pytest.mark.parametrize(("content", "left_behind"), [("of an earlier run", True), (None, False)])
+def test_what_an_earlier_run_left_and_this_one_could_not_read_is_left_behind(
+    tmp_path, clock, monkeypatch, content, left_behind
+):
     def refuse(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     path = tmp_path / "outbox.sqlite"
-    before = Outbox(path, clock)
-    put(before, "of an earlier run")
-    before.close()
+    if content:
+        before = Outbox(path, clock)
+        put(before, content)
+        before.close()
+    else:
+        path.touch()  # a full disk has room for the name of a file
     monkeypatch.setattr(os, "open", refuse)
     outbox = Outbox(path, clock)
     outbox.close()
-    assert (len(outbox), outbox.lost, outbox.left_behind) == (0, 0, True)
+    assert (len(outbox), outbox.lost, outbox.left_behind) == (0, 0, left_behind)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
@@ -426,6 +432,16 @@ def test_a_file_that_was_removed_is_noticed_and_a_new_one_holds_what_waits(outbo
     put(outbox, "d")
     outbox.remove([sent[0].position])
     assert reopened(outbox) == values(outbox) == [b"b", b"c", b"d"]
+
+
+def test_what_can_not_be_read_of_a_file_that_was_removed_is_logged(outbox, caplog):
+    put(outbox, "a", FAT)
+    damage(outbox)
+    outbox.path.unlink()
+    outbox.maintain()
+    (line,) = logged(caplog)
+    assert line.endswith("was removed or replaced; a new file holds what could be read of it, and the rest is lost")
+    assert outbox.left_behind
 
 
 def test_a_write_ahead_log_or_a_folder_that_was_removed_is_noticed_too(tmp_path, clock):
