@@ -108,7 +108,10 @@ def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal:
         record_warnings(recorder, stop)
     finally:
         recorder.close()
-    return 1 if reader.failed or (settings.until_empty and not reader.finished) else 0
+    if settings.until_empty and not reader.finished:
+        logger.error("stopped before everything was recorded")
+        return 1
+    return reader.status
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:

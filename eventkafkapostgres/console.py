@@ -90,7 +90,7 @@ def run_process(main: Callable[[], int]) -> NoReturn:
     # A terminal that is closed, or that stops background jobs which write to it, must not end the work.
     for number in (signal.SIGHUP, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)
-    end_on_signals("--check" in sys.argv)
+    end_on_signals(sys.argv)
     open_standard_streams()
     log_unexpected_errors()
     try:
@@ -229,7 +229,7 @@ def run_command(
         if not __debug__:
             raise SettingsError("kafka-python fails without asserts: unset PYTHONOPTIMIZE, start without -O")
         if settings.check:
-            end_on_signals(True)
+            end_on_signals(["--check"])
             return print_results(check(settings, kafka_log))
         stop = Stop()
         stop.on_signals(grace_seconds, hung_status=getattr(settings, "until_empty", False) is True)

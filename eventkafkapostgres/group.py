@@ -53,9 +53,10 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
         kconsumer.subscribe([self.topic], listener=self)
 
     def replace(self) -> None:
-        """Leave the group and join it with a new KafkaConsumer, which asks KAFKA_BOOTSTRAP_SERVERS again."""
+        """Leave the group and join it with a new KafkaConsumer, which asks the bootstrap servers. May raise OSError."""
+        kconsumer = self.make_kconsumer()
         self.close()
-        self.join(self.make_kconsumer())
+        self.join(kconsumer)
 
     def close(self) -> None:
         """Leave the group, or at least the connection."""

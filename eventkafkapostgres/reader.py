@@ -38,7 +38,7 @@ class State(Enum):
 class Reader:
     """Takes batches from Kafka, beginning where the database says.
 
-    `finished` once nothing more is to be done, `failed` where that is no success.
+    `finished` once nothing more is to be done; `status` is the exit status then.
     """
 
     def __init__(self, member: GroupMember, calls: DatabaseCalls, recovery: Recovery, until_empty: bool) -> None:
@@ -48,7 +48,7 @@ class Reader:
         self.resets = 0
         self.offsets = Offsets()
         self.ahead: Batch | None = None  # read while another batch was being recorded
-        self.finished = self.failed = False
+        self.finished, self.status = False, 0
         self.compare_at = 0.0  # when to look at the database's offsets again
         self.has_news = False  # whether something was read since the last look
         self.has_answered = False  # positions are known, and were not read yet: who may see a topic may not read it
@@ -80,7 +80,7 @@ class Reader:
             self.reset_positions()
         if self.has_given_up():
             logger.error("gave up after %.0f seconds", GIVE_UP_SECONDS)
-            self.finished = self.failed = True
+            self.finished, self.status = True, 1
             raise Interrupted
 
     def reset_positions(self, state: State | None = None) -> None:
@@ -200,7 +200,7 @@ class Reader:
             if outcome is Outcome.REPLACED:
                 self.reset_positions(State.JOINING)
             elif outcome is Outcome.HOPELESS:
-                self.finished = self.failed = True
+                self.finished, self.status = True, 2
 
     def has_given_up(self) -> bool:
         """Whether Kafka or PostgreSQL has been away for too long for --until-empty."""

@@ -36,7 +36,7 @@ class Recorder:
     def record(self, batch: Batch) -> bool:
         """Record a batch in one transaction, or in several where that takes too long; whether all of it is recorded."""
         if len(batch.records) > self.most_records:
-            return all(map(self.record, batch.split()))
+            return all(not self.reader.stop.is_set() and self.record(half) for half in batch.split())
         began, resets = self.clock(), self.reader.resets
         try:
             rejected = self.calls.ask(
@@ -71,7 +71,8 @@ class Recorder:
     def commit_to_kafka(self, batch: Batch) -> None:
         """Let Kafka show how far this consumer's partitions are recorded."""
         with self.reader.recovering():
-            self.reader.member.commit(batch.next_offsets)
+            if batch.topic_id == self.reader.member.topic_id():  # it was not recreated since
+                self.reader.member.commit(batch.next_offsets)
 
     def lag(self) -> int:
         """How many messages of this consumer's partitions are in Kafka and not recorded."""

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 class Outcome(Enum):
     GOES_ON = "goes on"
     REPLACED = "a new KafkaConsumer joins the group"
-    HOPELESS = "only a restart can help"
+    HOPELESS = "a package is missing"
 
 
 class Recovery:
@@ -85,7 +85,11 @@ class Recovery:
         is_stuck = self.member.silent_seconds() > RECREATE_CONSUMER_SECONDS
         replaces = is_stuck or not isinstance(error, RECOVERABLE_ERRORS)
         if replaces:
-            self.member.replace()
+            try:
+                self.member.replace()
+            except OSError as worse:
+                self.outage.begin(str(worse))
+                replaces = False
         self.on_error()
         self.wait(min(self.pause_seconds, RETRY_SECONDS[2] if replaces else RETRY_SECONDS[1]))
         self.pause_seconds = min(2 * self.pause_seconds, RETRY_SECONDS[2])

@@ -43,7 +43,7 @@ def remedy(codec: str) -> str:
 
 def assert_ended_for_want_of(codec: str, consumer: Script) -> None:
     """With one line, which names the package."""
-    assert consumer.ends() == 1
+    assert consumer.ends() == 2
     errors = [re.sub(r"^\S+ \S+ ", "", line) for line in consumer.complaints() if codec in line]
     assert errors == [f"ERROR Kafka: compression {codec} {remedy(codec)}"]
 

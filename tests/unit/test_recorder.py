@@ -22,6 +22,7 @@ from kafka.structs import MemberState, OffsetAndMetadata
 from world import FakeConsumer, World, check_signatures, partition
 
 from eventkafkapostgres.calls import RETRY_SECONDS, Interrupted
+from eventkafkapostgres.database import BatchTimeout
 from eventkafkapostgres.group import UNSTABLE_SECONDS, GroupMember
 from eventkafkapostgres.outages import KafkaLog
 from eventkafkapostgres.reader import GIVE_UP_SECONDS, State
@@ -104,6 +105,39 @@ def test_a_batch_that_was_refused_is_tried_again_and_no_offset_moves_before(worl
     assert world.missing() == []
     assert texts(caplog)[0] == "PostgreSQL: connection refused; trying again"
     assert len(texts(caplog)) <= 2
+
+
+def test_after_a_stop_no_smaller_batch_is_begun(world):
+    world.produce(0, 64)
+    calls = []
+
+    def slow(batch):
+        calls.append(len(batch.records))
+        world.stop.set()
+        raise BatchTimeout("no answer for 8 seconds")
+
+    world.database.record = slow
+    world.run(60)
+    assert len(calls) == 1
+
+
+def test_a_kafka_consumer_that_can_not_be_replaced_is_tried_again(world, caplog):
+    world.run(5)
+    make, failures = world.reader.member.make_kconsumer, [OSError("can't start new thread")] * 2
+
+    def fail_first():
+        if failures:
+            raise failures.pop()
+        return make()
+
+    world.reader.member.make_kconsumer = fail_first
+    for error in (CommitFailedError(), CommitFailedError(), CommitFailedError()):
+        world.events.extend([None, error])
+    world.produce(0, 3)
+    world.run(120)
+    assert failures == []
+    assert world.missing() == []
+    assert "Kafka: can't start new thread; trying again" in texts(caplog)
 
 
 def test_the_pause_holds_for_questions_as_for_batches(world):
@@ -256,7 +290,7 @@ def test_a_package_that_is_missing_ends_it_with_one_line(world, caplog):
     world.events.append(UnsupportedCodecError("libzstd"))
     world.run(30)
     assert world.reader.finished
-    assert world.reader.failed
+    assert world.reader.status == 2
     assert len(texts(caplog)) == 1
 
 
@@ -306,6 +340,24 @@ def test_offsets_of_the_old_topic_are_not_committed_for_the_new_one(world):
     world.run(70)
     world.recorder.close()
     assert all(offset == 0 for commits in world.consumer.commits for offset in commits.values())
+
+
+def test_nor_where_it_is_recreated_while_a_batch_is_being_recorded(world):
+    world.run(5)
+    world.produce(0, 3)
+    world.consumer.commits.clear()
+    record = world.database.record
+
+    def recreated_meanwhile(batch):
+        world.recreate(2)
+        world.see()
+        return record(batch)
+
+    world.database.record = recreated_meanwhile
+    world.consumer.give(0, 1)
+    world.run(5)
+    world.database.record = record
+    assert [offset for commits in world.consumer.commits for offset in commits.values() if offset] == []
 
 
 def test_a_database_that_was_restored_is_filled_up_again(world, caplog):
@@ -426,7 +478,7 @@ def test_until_empty_reads_again_where_kafka_lost_messages(until_empty):
     world.database.offsets = {(world.topic.id, 0): 9, (world.topic.id, 1): 9}
     world.run(20)
     assert world.reader.finished
-    assert not world.reader.failed
+    assert world.reader.status == 0
     assert world.missing() == []
 
 
@@ -434,7 +486,7 @@ def test_until_empty_ends_when_everything_of_the_start_is_recorded(until_empty):
     until_empty.delays.extend([3] * 20)
     until_empty.run(1000)
     assert until_empty.reader.finished
-    assert not until_empty.reader.failed
+    assert until_empty.reader.status == 0
     assert until_empty.missing() == []
 
 
@@ -463,7 +515,7 @@ def test_until_empty_ends_where_messages_come_while_others_are_being_recorded(un
     world.events.extend([lambda: world.produce(0)] * 1000)
     world.run(100)
     assert world.reader.finished
-    assert not world.reader.failed
+    assert world.reader.status == 0
 
 
 def test_until_empty_waits_for_what_another_consumer_records(until_empty):
@@ -495,7 +547,7 @@ def test_until_empty_ends_where_the_topic_is_created_again_meanwhile_and_has_no_
     world.see()
     world.run(20)
     assert world.reader.finished
-    assert not world.reader.failed
+    assert world.reader.status == 0
     assert world.missing() == []
 
 
@@ -511,7 +563,7 @@ def test_until_empty_ends_where_the_topic_is_created_again_meanwhile_and_holds_l
     world.events.extend([*[None] * 8, create_again])
     world.run(200)
     assert world.reader.finished
-    assert not world.reader.failed
+    assert world.reader.status == 0
     assert world.missing() == []
 
 
@@ -554,7 +606,7 @@ def test_until_empty_gives_up_where_nothing_works(until_empty, what):
     began = world.clock.now
     world.run(1000)
     assert world.reader.finished
-    assert world.reader.failed
+    assert world.reader.status == 1
     assert GIVE_UP_SECONDS <= world.clock.now - began < 10 * GIVE_UP_SECONDS
 
 

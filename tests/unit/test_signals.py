@@ -69,6 +69,7 @@ def start(tmp_path):
         ("kproducer", True, signal.SIGINT, ["--check", "--help"], 130),
         ("kconsumer", False, signal.SIGTERM, ["--check", "--help"], 143),
         ("kconsumer", True, signal.SIGTERM, ["--help"], 0),
+        ("kconsumer", False, signal.SIGTERM, ["--until-empty", "--help"], 143),
     ],
 )
 def test_a_signal_during_the_imports_ends_it_without_a_word(start, name, is_installed, number, arguments, status):
