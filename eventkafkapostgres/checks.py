@@ -21,7 +21,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, OffsetSpec
 from kafka.errors import CoordinatorNotAvailableError, GroupAuthorizationFailedError, KafkaError
 
-from eventkafkapostgres.bandwidth import Interfaces, bandwidth, read_counters
+from eventkafkapostgres.bandwidth import Interfaces, bandwidth, check_intervals, read_counters
 from eventkafkapostgres.console import CheckResult
 from eventkafkapostgres.outages import KafkaLog, SettingsError, counted, explain_kafka_error
 from eventkafkapostgres.outbox import outbox_path
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 CHECK_SECONDS = 13.0  # what has not answered by then does not answer
 KAFKA_SECONDS = 7.0  # the same for the first answer of Kafka: a TLS handshake may take 5 s more than that
+WRITTEN_BYTES = 1 << 16  # what a disk must have room for: a warning, and what SQLite keeps beside its file
 MEASURED_SECONDS = 1.0  # for the rate of the moment
 
 
@@ -57,6 +58,7 @@ def check_producer(
 ) -> Iterator[CheckResult]:
     """Everything that the producer needs; `options` makes those of its KafkaProducer."""
     checks: dict[str, Callable[[], Iterable[CheckResult]]] = {
+        "intervals": lambda: check_settings(settings),
         "bandwidth": lambda: check_bandwidth(settings.interface, settings.limit, settings.host),
         "outbox": lambda: [check_outbox(settings.outbox or outbox_path(os.environ))],
         "Kafka": lambda: check_kafka(KafkaProducer, options(), kafka_log, settings.topic, "WRITE", Found()),
@@ -122,6 +124,12 @@ def run_checks(checks: Mapping[str, Callable[[], Iterable[CheckResult]]], kafka_
 # The producer's host
 
 
+def check_settings(settings: Namespace) -> Iterator[CheckResult]:
+    """No result where they go together, else SettingsError."""
+    check_intervals(settings.interval, settings.flush_interval)
+    yield from ()
+
+
 def check_bandwidth(wanted: Sequence[str], limit: float, host: str) -> Iterator[CheckResult]:
     """What is measured, and its rate in this second."""
     try:
@@ -147,15 +155,22 @@ def check_outbox(path: Path) -> CheckResult:
         if path.exists():
             return check_outbox_file(path)
         parent = next(folder for folder in path.absolute().parents if folder.exists())
-        tempfile.TemporaryFile(dir=parent).close()
+        write_some(parent)
     except OSError as error:
-        return CheckResult(False, f"outbox {path}: can't be made: {error.strerror}; give another --outbox")
+        return CheckResult(False, f"outbox {path}: can't be written: {error.strerror}; give another --outbox")
     return CheckResult(True, f"outbox {path}: will be made")
+
+
+def write_some(folder: Path) -> None:
+    """Write a file that is gone afterwards. OSError where the folder, or its disk, takes none."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(WRITTEN_BYTES))
+        file.flush()
 
 
 def check_outbox_file(path: Path) -> CheckResult:
     """The same for an outbox that is there. OSError where its folder can't be written."""
-    tempfile.TemporaryFile(dir=path.absolute().parent).close()  # SQLite makes files beside it
+    write_some(path.absolute().parent)  # SQLite makes files beside it
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0)) as outbox:
             outbox.isolation_level = None

@@ -137,7 +137,8 @@ POSTGRES_REMEDIES = [
 
 def first_line(error: BaseException) -> str:
     """What the error says, without the data that PostgreSQL quotes below."""
-    text = re.split(r"\n(?:LINE|DETAIL|HINT|CONTEXT|\tIs the server)", str(error))[0]
+    text = getattr(getattr(error, "diag", None), "message_primary", None) or str(error)  # in the server's language
+    text = re.split(r"\n(?:LINE|DETAIL|HINT|CONTEXT|\tIs the server)", text)[0]
     return " ".join(text.split()) or type(error).__name__
 
 

@@ -16,9 +16,11 @@ from eventkafkapostgres.outages import explain_postgres_error
 from eventkafkapostgres.schema import TABLES, missing_columns, missing_privileges, missing_relations
 
 CLOCK_SECONDS = 2.0  # a clock that is further from the server's is wrong
-CLOCK_AND_FREE_CONNECTIONS = """
-select extract(epoch from clock_timestamp())::float8, current_setting('max_connections')::int
-- current_setting('superuser_reserved_connections')::int - sum(numbackends)::int + 1 from pg_stat_database"""
+SERVER = """
+select current_setting('transaction_read_only')::bool, extract(epoch from clock_timestamp())::float8,
+    current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+    - sum(numbackends)::int + 1
+from pg_stat_database"""
 MAY_CREATE = "select has_schema_privilege(current_schema(), 'CREATE')"
 OFFSETS = "select topic_id::text, partition, next_offset from consumed_offsets where consumer_group = %s"
 
@@ -58,9 +60,11 @@ def check_postgres(database: Database) -> Generator[CheckResult, None, Stored | 
 
 
 def check_server(cursor: Any) -> Iterator[CheckResult]:
-    """The server's clock, and its free connections."""
-    cursor.execute(CLOCK_AND_FREE_CONNECTIONS)
-    server_seconds, free = cursor.fetchone()
+    """Whether the server can be written to; its clock, and its free connections."""
+    cursor.execute(SERVER)
+    read_only, server_seconds, free = cursor.fetchone()
+    if read_only:
+        yield CheckResult(False, "PostgreSQL: read-only: give the primary server, or see why it takes no rows")
     difference = abs(server_seconds - time.time())
     ok = difference < CLOCK_SECONDS
     yield CheckResult(ok, f"clock: {difference:.1f} s from the server's" + ("" if ok else ": set it by NTP"))

@@ -159,4 +159,4 @@ def end_producer(kproducer: Any) -> None:
 
 # For each client: a KafkaProducer, a KafkaConsumer, a KafkaAdminClient.
 CLIENT_OPTIONS: dict[str, Any] = {"kafka_client": Client, "proxy_url": "each-address:"}
-PRODUCER_CLIENT: dict[str, Any] = CLIENT_OPTIONS | {"kafka_client": ProducerClient}
+PRODUCER_CLIENT: dict[str, Any] = {"kafka_client": ProducerClient}  # besides: of a KafkaProducer

@@ -1,6 +1,7 @@
 """What --check does with its checks, and those that need no server."""
 
 import os
+import resource
 import sqlite3
 import threading
 import time
@@ -11,7 +12,14 @@ from uuid import UUID, uuid4
 import pytest
 
 from eventkafkapostgres import checks, postgres_checks
-from eventkafkapostgres.checks import check_bandwidth, check_consumer, check_outbox, check_topic, run_checks
+from eventkafkapostgres.checks import (
+    check_bandwidth,
+    check_consumer,
+    check_outbox,
+    check_producer,
+    check_topic,
+    run_checks,
+)
 from eventkafkapostgres.console import CheckResult
 from eventkafkapostgres.outages import SettingsError
 from eventkafkapostgres.outbox import Outbox
@@ -104,7 +112,34 @@ def test_an_outbox_that_will_be_made_leaves_no_trace_of_the_check(tmp_path):
 def test_an_outbox_that_can_not_be_made_is_reported(path):
     ok, text = check_outbox(path)
     assert not ok
-    assert text.startswith(f"outbox {path}: can't be made: ")
+    assert text.startswith(f"outbox {path}: can't be written: ")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_disk_that_takes_no_more_is_reported(tmp_path, is_there):
+    path = tmp_path / "outbox.sqlite"
+    if is_there:
+        Outbox(path).close()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        ok, text = check_outbox(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not ok
+    assert text == f"outbox {path}: can't be written: File too large; give another --outbox"
+
+
+def test_intervals_that_do_not_go_together_are_reported(tmp_path, kafka_log, monkeypatch):
+    def options():
+        raise SettingsError("KAFKA_BOOTSTRAP_SERVERS is not set")
+
+    monkeypatch.setattr(checks, "MEASURED_SECONDS", 0.01)
+    settings = Namespace(interface=[], limit=1.0, host="web-1", interval=5.0, flush_interval=1.0, topic="a",
+                         outbox=tmp_path / "outbox.sqlite")  # fmt: skip
+    results = [*check_producer(settings, options, kafka_log)]
+    assert (False, "--flush-interval (1 s) must not be shorter than --interval (5 s)") in results
+    assert (False, "KAFKA_BOOTSTRAP_SERVERS is not set") in results
 
 
 def test_an_outbox_that_is_no_file_is_reported(tmp_path):

@@ -18,7 +18,13 @@ from eventkafkapostgres.delivery import (
     POLL_SECONDS,
     Delivery,
 )
-from eventkafkapostgres.workarounds import CONNECT_DELAY_MS, PRODUCER_CLIENT, ProducerClient, end_producer
+from eventkafkapostgres.workarounds import (
+    CLIENT_OPTIONS,
+    CONNECT_DELAY_MS,
+    PRODUCER_CLIENT,
+    ProducerClient,
+    end_producer,
+)
 from simpleEvents import EventSystem
 
 
@@ -511,7 +517,8 @@ class Listener(threading.Thread):
 def test_two_hundred_cures_leave_no_thread_and_no_file_behind(outbox, kafka_log):
     def new_producer():
         return KafkaProducer(bootstrap_servers=listener.address, api_version=(3, 9), acks="all", max_block_ms=0,
-                             enable_idempotence=False, delivery_timeout_ms=math.inf, **PRODUCER_CLIENT)  # fmt: skip
+                             enable_idempotence=False, delivery_timeout_ms=math.inf,
+                             **CLIENT_OPTIONS | PRODUCER_CLIENT)  # fmt: skip
 
     def threads():
         return [thread for thread in threading.enumerate() if thread.name.endswith("-network-thread")]

@@ -110,21 +110,24 @@ def test_settings_that_kafka_python_itself_refuses_end_with_status_2_and_one_lin
 
 
 @pytest.mark.parametrize(
-    ("ahead", "finding"),
+    ("ahead", "read_only", "finding"),
     [
-        (0.0, (True, "clock: 0.0 s from the server's")),
-        (1.9, (True, "clock: 1.9 s from the server's")),
-        (2.5, (False, "clock: 2.5 s from the server's: set it by NTP")),
-        (-2.5, (False, "clock: 2.5 s from the server's: set it by NTP")),
-        (-86400.0, (False, "clock: 86400.0 s from the server's: set it by NTP")),
+        (0.0, True, (False, "PostgreSQL: read-only: give the primary server, or see why it takes no rows")),
+        (0.0, False, (True, "clock: 0.0 s from the server's")),
+        (1.9, False, (True, "clock: 1.9 s from the server's")),
+        (2.5, False, (False, "clock: 2.5 s from the server's: set it by NTP")),
+        (-2.5, False, (False, "clock: 2.5 s from the server's: set it by NTP")),
+        (-86400.0, False, (False, "clock: 86400.0 s from the server's: set it by NTP")),
     ],
 )
-def test_the_check_reports_how_far_the_clock_is_from_the_servers(database, monkeypatch, ahead, finding):
+def test_the_check_reports_the_servers_clock_and_a_server_that_is_read_only(
+    database, monkeypatch, ahead, read_only, finding
+):
     connection = create_autospec(psycopg2.extensions.connection, instance=True)
     connection.info = create_autospec(psycopg2.extensions.ConnectionInfo, instance=True, server_version=180001)
     connection.info.dsn_parameters = {"sslmode": "verify-full"}
     cursor = connection.cursor.return_value
-    cursor.fetchone.side_effect = [(1e9 + ahead, 50), (True,)]
+    cursor.fetchone.side_effect = [(read_only, 1e9 + ahead, 50), (True,)]
     cursor.fetchall.return_value = [(name,) for name in STATEMENTS]
     database.url, database.options = "", {}
     monkeypatch.setattr(psycopg2, "connect", lambda url, **options: connection)

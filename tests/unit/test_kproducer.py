@@ -20,6 +20,7 @@ import kproducer
 from eventkafkapostgres import console, message
 from eventkafkapostgres.bandwidth import Sample
 from eventkafkapostgres.outages import explain_kafka_error
+from eventkafkapostgres.workarounds import ProducerClient
 from kproducer import bandwidth_exceed_event_system, end, main
 
 OBSERVED_AT = datetime(2026, 11, 23, 16, 22, 4, 796005, tzinfo=UTC)
@@ -311,6 +312,25 @@ def test_a_setting_that_kafka_python_itself_refuses_ends_with_status_2_and_one_l
     clean_process.setattr(kproducer, "KafkaProducer", Refusing)
     clean_process.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
     assert explain_kafka_error(str(error)) in run_main(["--outbox", str(tmp_path / "outbox.sqlite")], capsys)
+
+
+def test_an_option_of_the_environment_reaches_the_producer(clean_process, capsys, tmp_path):
+    made = []
+
+    class Recording(KafkaProducer):
+        def __del__(self):
+            """Nothing: there is nothing to close."""
+
+        def __init__(self, **options):
+            made.append(options)
+            raise ValueError
+
+    clean_process.setattr(kproducer, "KafkaProducer", Recording)
+    clean_process.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    clean_process.setenv("KAFKA_PROXY_URL", "socks5://127.0.0.1:1080")
+    run_main(["--outbox", str(tmp_path / "outbox.sqlite")], capsys)
+    assert made[0]["proxy_url"] == "socks5://127.0.0.1:1080"
+    assert made[0]["kafka_client"] is ProducerClient
 
 
 def test_help_names_every_setting_and_exit_status(clean_process, capsys):

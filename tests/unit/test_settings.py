@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import ssl
+from types import SimpleNamespace
 
 import psycopg2
 import pytest
@@ -389,6 +390,13 @@ def test_an_at_sign_where_it_may_be_is_no_error(root, url):
 )
 def test_an_error_of_postgresql_is_one_line_without_the_data(text, line):
     assert first_line(psycopg2.OperationalError(text)) == line
+
+
+def test_what_the_server_quotes_of_the_data_is_left_out_in_each_language():
+    class Refusal(psycopg2.Error):
+        diag = SimpleNamespace(message_primary="doppelt")
+
+    assert first_line(Refusal("FEHLER:  doppelt\nDETAILS:  Schlüssel (host)=(secret) existiert.")) == "doppelt"
 
 
 def test_no_thread_that_can_be_started_is_no_wrong_setting():

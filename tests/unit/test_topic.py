@@ -9,6 +9,7 @@ import pytest
 from kafka.admin import KafkaAdminClient
 
 from eventkafkapostgres import topic
+from eventkafkapostgres.positions import topic_key
 from eventkafkapostgres.topic import Topic, config_problems, describe_topic, log_config_problems
 
 TOPIC_ID = uuid.UUID("a1e3d76f-8db5-458a-a09a-8c5a744d596c")
@@ -93,3 +94,11 @@ def test_problems_are_logged_once_and_nobody_waits_for_them(monkeypatch, caplog)
         time.sleep(0.01)
     (message,) = logged()
     assert message.startswith("Kafka: topic events: cleanup.policy=compact deletes")
+
+
+def test_a_topic_of_a_broker_without_topic_ids_has_a_key_of_its_cluster_and_name():
+    keys = {topic_key(none, cluster, name) for none in (None, uuid.UUID(int=0)) for cluster in "ab" for name in "cd"}
+    assert len(keys) == 4
+    there = uuid.uuid4()
+    assert topic_key(there, "a", "c") == there
+    assert there not in keys
