@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
@@ -68,21 +70,26 @@ def config_problems(topic: Topic, reads: bool = True) -> Iterator[str]:
         yield f"topic {topic.name}: compression.type={codec} {INSTALL_PACKAGE[codec]}"
 
 
-def log_config_problems(options: Mapping[str, Any], context: Any, name: str, seconds: float = 30.0) -> None:
-    """Log once what is wrong with the topic's configuration, in a thread: nobody waits for Kafka's answer.
+def log_config_problems(
+    options: Mapping[str, Any], context: Any, name: str, seconds: float = 30.0, pause_seconds: float = 60.0
+) -> None:
+    """Log once what is wrong with the topic's configuration, in a thread: nobody waits for Kafka, or for the topic.
 
     A package that is missing is left to the first message that needs it: then it is one line, with the end.
     """
 
-    def ask() -> None:
+    def ask() -> Topic | None:
         try:
-            admin = make_admin(options, context, seconds)
-            try:
-                for problem in config_problems(describe_topic(admin, name), reads=False):
-                    logger.warning("Kafka: %s", problem)
-            finally:
-                admin.close()
+            with closing(make_admin(options, context, seconds)) as admin:
+                return describe_topic(admin, name)
         except KafkaError as error:  # the script itself says so
             logger.debug("the topic's configuration is unknown: %s", error)
+            return None
 
-    threading.Thread(target=ask, name="topic", daemon=True).start()
+    def ask_until_known() -> None:
+        while not ((described := ask()) and described.partitions):
+            time.sleep(pause_seconds)
+        for problem in config_problems(described, reads=False):
+            logger.warning("Kafka: %s", problem)
+
+    threading.Thread(target=ask_until_known, name="topic", daemon=True).start()

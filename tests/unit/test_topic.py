@@ -7,6 +7,7 @@ from unittest.mock import create_autospec
 
 import pytest
 from kafka.admin import KafkaAdminClient
+from kafka.errors import KafkaTimeoutError
 
 from eventkafkapostgres import topic
 from eventkafkapostgres.positions import topic_key
@@ -90,9 +91,28 @@ def test_problems_are_logged_once_and_nobody_waits_for_them(monkeypatch, caplog)
     log_config_problems({}, None, "events")
     assert logged() == []
     answered.set()
-    while not admin.close.called:
+    while not logged():
         time.sleep(0.01)
+    admin.close.assert_called_once_with()
     (message,) = logged()
+    assert message.startswith("Kafka: topic events: cleanup.policy=compact deletes")
+
+
+def test_a_topic_that_is_there_later_is_asked_about_later(monkeypatch, caplog):
+    there = make_admin(configs={"cleanup.policy": "compact"})
+    answers = [KafkaTimeoutError(), make_admin(partitions=(), topic_id=None), there]
+
+    def ask(*arguments):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(topic, "make_admin", ask)
+    log_config_problems({}, None, "events", pause_seconds=0)
+    while not caplog.messages:
+        time.sleep(0.01)
+    (message,) = caplog.messages
     assert message.startswith("Kafka: topic events: cleanup.policy=compact deletes")
 
 
