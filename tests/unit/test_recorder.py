@@ -736,8 +736,30 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def kill(self):
         """kill -9: the next one begins with nothing but what the database has."""
+        self.begin_again(until_empty=False)
+
+    @rule(
+        error=st.sampled_from([None, KafkaConnectionError(), CommitFailedError()]),
+        moments=st.integers(0, 3),
+        seconds=st.floats(1, 60),
+    )
+    def run_until_empty(self, error, moments, seconds):
+        """Where it ends with 0, all that was there at its start is recorded."""
+        self.begin_again(until_empty=True)
+        world, everything = self.world, range(len(self.world.topic.logs))
+        ends = {number: world.topic.end(number) for number in everything if world.topic.logs[number]}
+        world.see()
+        world.consumer.give(*everything)
+        world.events.extend([*[None] * moments, error])
+        world.run(seconds)
+        if world.reader.finished and world.reader.status == 0:
+            recorded = {number: world.database.offsets.get((world.topic.id, number), 0) for number in ends}
+            assert all(recorded[number] >= end for number, end in ends.items()), (recorded, ends)
+        self.begin_again(until_empty=False)
+
+    def begin_again(self, until_empty):
         old = self.world
-        self.world = World(1)
+        self.world = World(1, until_empty)
         for name in ("topic", "seen", "produced", "most_records", "database"):
             setattr(self.world, name, getattr(old, name))
         self.world.database.world = self.world
