@@ -167,9 +167,9 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
         """How far each positioned partition was read, with the markers of transactions behind its last message."""
         return {at: self.kconsumer.position(at, timeout_ms=OFFSETS_TIMEOUT_MS) for at in self.positioned}
 
-    def commit(self, offsets: Mapping[TopicPartition, int], wait: bool = False) -> None:
-        """Show these offsets in Kafka, for lag monitors: nothing here reads them."""
-        assigned = self.assigned()
+    def commit(self, topic_id: UUID, offsets: Mapping[TopicPartition, int], wait: bool = False) -> None:
+        """Show these offsets in Kafka, for lag monitors: nothing here reads them. None of a topic that is gone."""
+        assigned = self.assigned() if topic_id == self.topic_id() else set()
         mine = {at: OffsetAndMetadata(offset, "", -1) for at, offset in offsets.items() if at in assigned}
         if mine and wait:
             self.kconsumer.commit(mine, timeout_ms=1000)

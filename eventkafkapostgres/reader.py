@@ -159,7 +159,7 @@ class Reader:
         elif self.offsets.reach_goal(stored):
             self.finished = True
         else:  # whoever recorded it may not have told Kafka, and in a rebalance Kafka takes none
-            self.member.commit(self.offsets.recorded)
+            self.member.commit(self.offsets.topic_id, self.offsets.recorded)
 
     def conflict(self) -> None:
         """Somebody else moved the offsets: a restored backup, or the consumer that has these partitions now."""

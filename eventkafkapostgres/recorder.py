@@ -71,8 +71,7 @@ class Recorder:
     def commit_to_kafka(self, batch: Batch) -> None:
         """Let Kafka show how far this consumer's partitions are recorded."""
         with self.reader.recovering():
-            if batch.topic_id == self.reader.member.topic_id():  # it was not recreated since
-                self.reader.member.commit(batch.next_offsets)
+            self.reader.member.commit(batch.topic_id, batch.next_offsets)
 
     def lag(self) -> int:
         """How many messages of this consumer's partitions are in Kafka and not recorded."""
@@ -82,5 +81,5 @@ class Recorder:
         """Show Kafka how far everything is recorded, and leave the group."""
         self.progress.end()
         with suppress(*KAFKA_ERRORS):
-            self.reader.member.commit(self.reader.offsets.recorded, wait=True)
+            self.reader.member.commit(self.reader.offsets.topic_id, self.reader.offsets.recorded, wait=True)
         self.reader.member.close()

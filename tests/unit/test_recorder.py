@@ -342,7 +342,8 @@ def test_offsets_of_the_old_topic_are_not_committed_for_the_new_one(world):
     assert all(offset == 0 for commits in world.consumer.commits for offset in commits.values())
 
 
-def test_nor_where_it_is_recreated_while_a_batch_is_being_recorded(world):
+@pytest.mark.parametrize("is_last", [False, True])
+def test_nor_where_it_is_recreated_while_a_batch_is_being_recorded(world, is_last):
     world.run(5)
     world.produce(0, 3)
     world.consumer.commits.clear()
@@ -351,12 +352,15 @@ def test_nor_where_it_is_recreated_while_a_batch_is_being_recorded(world):
     def recreated_meanwhile(batch):
         world.recreate(2)
         world.see()
+        if is_last:
+            world.stop.set()
         return record(batch)
 
     world.database.record = recreated_meanwhile
     world.consumer.give(0, 1)
     world.run(5)
     world.database.record = record
+    world.recorder.close()
     assert [offset for commits in world.consumer.commits for offset in commits.values() if offset] == []
 
 
