@@ -234,13 +234,19 @@ def test_what_was_acknowledged_while_the_disk_is_read_only_hides_nothing_behind_
     assert [warning.value for warning in outbox.after(0, 2)] == [b"d"]
 
 
+def refuse_files(monkeypatch, number):
+    """Let the disk refuse to open any file."""
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
 @pytest.mark.parametrize(("content", "left_behind"), [("of an earlier run", True), (None, False)])
 def test_what_an_earlier_run_left_and_this_one_could_not_read_is_left_behind(
     tmp_path, clock, monkeypatch, content, left_behind
 ):
-    def refuse(*_, **__):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
     path = tmp_path / "outbox.sqlite"
     if content:
         before = Outbox(path, clock)
@@ -248,7 +254,7 @@ def test_what_an_earlier_run_left_and_this_one_could_not_read_is_left_behind(
         before.close()
     else:
         path.touch()  # a full disk has room for the name of a file
-    monkeypatch.setattr(os, "open", refuse)
+    refuse_files(monkeypatch, errno.EROFS)
     outbox = Outbox(path, clock)
     outbox.close()
     assert (len(outbox), outbox.lost, outbox.left_behind) == (0, 0, left_behind)
@@ -259,16 +265,12 @@ def test_without_a_file_at_the_start_the_work_goes_on_in_memory_and_then_on_the_
     tmp_path, clock, monkeypatch, caplog, number
 ):
     caplog.set_level(logging.INFO)
-
-    def refuse(*_, **__):
-        raise OSError(number, os.strerror(number))
-
     path = tmp_path / "outbox.sqlite"
     before = Outbox(path, clock)
     put(before, "of an earlier run")
     before.close()
     with monkeypatch.context() as broken:
-        broken.setattr(os, "open", refuse)
+        refuse_files(broken, number)
         outbox = Outbox(path, clock)
         put(outbox, *(f"{n:04}" for n in range(MAX_IN_MEMORY + 3)))
         clock.now += 5
