@@ -62,14 +62,15 @@ def bandwidth_exceed_event_system(
     stop: Stop,
     show: Callable[[str, bool], None] = lambda line, alert: None,
     clock: Callable[[], float] = time.monotonic,
-) -> None:
+) -> bool:
     """One flush interval: a warning for each second above the limit, registered and sent at once; flush; break out.
 
+    Whether another one follows: with --forever, until one is flushed after the stop.
     `samples` has None between two samples whenever the delivery has something to do.
     """
     ends_at = clock() + settings.flush_interval
     key, half_a_tick = settings.host.encode(), settings.interval / 2
-    sampled, raised, acknowledged_before = 0, 0, delivery.acknowledgements
+    sampled, raised, acknowledged_before, stopped = 0, 0, delivery.acknowledgements, False
     for sample in samples:
         if sample and sample.bytes_per_second > settings.limit:
             raised += 1
@@ -91,16 +92,18 @@ def bandwidth_exceed_event_system(
             rates = f"{format_rate(sample.bytes_per_second)} of {format_rate(settings.limit)}"
             show(f"{rates}, {raised} warnings raised, {len(outbox)} waiting", sample.bytes_per_second > settings.limit)
         # the tick at the end belongs to the interval; without a sample, half a tick later, it is over as well
-        if stop.is_set() or clock() + (half_a_tick if sample else -half_a_tick) >= ends_at:
-            delivery.flush(flush_seconds(settings, stop, outbox))
+        stopped = stop.is_set()
+        if stopped or clock() + (half_a_tick if sample else -half_a_tick) >= ends_at:
+            delivery.flush(flush_seconds(settings, stopped, outbox))
             break
     logger.info("interval over: %d samples, %d warnings raised, %d acknowledged, %d left",
                 sampled, raised, delivery.acknowledgements - acknowledged_before, len(outbox))  # fmt: skip
+    return settings.forever and not stopped
 
 
-def flush_seconds(settings: argparse.Namespace, stop: Stop, outbox: Outbox) -> float:
+def flush_seconds(settings: argparse.Namespace, stopped: bool, outbox: Outbox) -> float:
     """How long a flush may take. With --forever it must not delay the next sample."""
-    if stop.is_set():
+    if stopped:
         return STOP_SECONDS if len(outbox) else 0.0
     return min(FLUSH_SECONDS, settings.interval / 2) if settings.forever else FLUSH_SECONDS
 
@@ -168,11 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ticks = samples(settings.interval, Interfaces(settings.interface), stop, delivery.pause)
         rounds = chain(ticks, repeat(None))  # SIGINT and SIGTERM end the ticks: one more round, for the flush
         show = terminal.set_status
-        while True:
-            bandwidth_exceed_event_system(rounds, bandwidth_exceeds, outbox, delivery, settings, stop, show)
+        while bandwidth_exceed_event_system(rounds, bandwidth_exceeds, outbox, delivery, settings, stop, show):
             certificates.renew()
-            if stop.is_set() or not settings.forever:
-                break
         terminal.set_status("")
         return end(outbox, delivery, stop)
 

@@ -95,6 +95,17 @@ def test_connections_that_are_reset_in_the_middle_of_a_record_lose_nothing(pipel
     pipeline.assert_all_arrive(producer, consumer)
 
 
+def test_a_stop_during_the_flush_of_an_interval_waits_for_the_acknowledgements(pipeline: Pipeline) -> None:
+    one_second_to_flush = ("--forever", "--interval", "2", "--flush-interval", "2")
+    producer = pipeline.producer(*one_second_to_flush, environment=pipeline.through("kafka"))
+    wait_until(lambda: pipeline.sent() > 0, "a warning sent")
+    proxy = pipeline.proxy("kafka")
+    proxy.latency_seconds, proxy.bytes_per_second, proxy.mode = 0.8, 1_000_000, "slow"
+    producer.raises(len(producer.raised()) + 1)
+    assert producer.stop() == 0
+    assert pipeline.sent() == len(producer.raised())
+
+
 @pytest.mark.parametrize("side", ["kafka", "postgres"])
 def test_both_scripts_recover_from_a_silence(pipeline: Pipeline, side: Side, figures: list[str]) -> None:
     """Longer than 20 s, of which most is what it takes to notice a silence, and then that it is over."""

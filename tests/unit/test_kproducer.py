@@ -44,7 +44,7 @@ def run_interval(delivery, outbox, settings, stop, clock):
     """One interval, in which these samples come, and no more of anything behind the last."""
 
     def run(samples):
-        bandwidth_exceed_event_system(
+        return bandwidth_exceed_event_system(
             samples, delivery.bandwidth_exceeds, outbox, delivery, settings, stop, clock=clock
         )
 
@@ -192,6 +192,30 @@ def test_after_a_signal_the_last_acknowledgements_get_three_seconds(run_interval
     run_interval(samples())
     assert clock.now == pytest.approx(1003.0)
     assert len(outbox) == 1
+
+
+def test_a_signal_during_the_flush_of_an_interval_gets_its_own_three_seconds(
+    run_interval, kafka, settings, seconds_of, stop, clock
+):
+    settings.flush_interval, settings.forever = 3.0, True
+    kafka.on_flush = stop.set
+    assert run_interval(seconds_of([5000, 5000, 5000]))
+    began_at = clock.now
+    assert not run_interval(iter([None]))
+    assert clock.now - began_at == pytest.approx(3.0)
+
+
+def test_the_next_interval_begins_where_another_one_follows(clean_process, tmp_path):
+    follows = [True, True, False]
+
+    def interval(rounds, bandwidth_exceeds, outbox, delivery, settings, stop, show):
+        stop.set()
+        return follows.pop(0)
+
+    clean_process.setattr(kproducer, "bandwidth_exceed_event_system", interval)
+    clean_process.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    assert main(["--outbox", str(tmp_path / "outbox.sqlite")]) == 0
+    assert follows == []
 
 
 def test_after_a_signal_nothing_is_waited_for_when_nothing_is_left(run_interval, kafka, stop, clock):
