@@ -16,11 +16,14 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
+from kafka.errors import UnsupportedCodecError
+
 from eventkafkapostgres.calls import DatabaseCalls, Interrupted
 from eventkafkapostgres.group import GroupMember
 from eventkafkapostgres.message import Batch
 from eventkafkapostgres.offsets import Offsets
-from eventkafkapostgres.recovery import KAFKA_ERRORS, Outcome, Recovery
+from eventkafkapostgres.outages import explain_kafka_error
+from eventkafkapostgres.recovery import KAFKA_ERRORS, Recovery
 from eventkafkapostgres.settings import POLL_MS, UNTIL_EMPTY_POLL_MS
 
 COMPARE_SECONDS, COMPARE_HASTY_SECONDS = 60.0, 1.0  # between two looks into the database; the same with --until-empty
@@ -193,14 +196,14 @@ class Reader:
         """After any error of Kafka: poll() may have skipped records before it raised, so they are read again."""
         try:
             yield
+        except UnsupportedCodecError as error:  # a package is missing
+            logger.error("Kafka: %s", explain_kafka_error(str(error)))
+            self.reset_positions()
+            self.finished, self.status = True, 2
         except KAFKA_ERRORS as error:
             self.offsets.note_truncation(error)
-            self.reset_positions()
-            outcome = self.recovery.handle(error)
-            if outcome is Outcome.REPLACED:
-                self.reset_positions(State.JOINING)
-            elif outcome is Outcome.HOPELESS:
-                self.finished, self.status = True, 2
+            is_new_member = self.recovery.handle(error)
+            self.reset_positions(State.JOINING if is_new_member else None)
 
     def has_given_up(self) -> bool:
         """Whether Kafka or PostgreSQL has been away for too long for --until-empty."""

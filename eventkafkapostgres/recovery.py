@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection
-from enum import Enum
 
 from kafka import TopicPartition
 from kafka.errors import (
@@ -17,7 +16,6 @@ from kafka.errors import (
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
     TopicAuthorizationFailedError,
-    UnsupportedCodecError,
 )
 
 from eventkafkapostgres.group import GroupMember
@@ -35,12 +33,6 @@ RECOVERABLE_ERRORS = (OSError, KafkaConnectionError, KafkaTimeoutError, GroupAut
 NO_SUCH_OFFSET = (OffsetOutOfRangeError, NoOffsetForPartitionError, LogTruncationError)
 
 logger = logging.getLogger(__name__)
-
-
-class Outcome(Enum):
-    GOES_ON = "goes on"
-    REPLACED = "a new KafkaConsumer joins the group"
-    HOPELESS = "a package is missing"
 
 
 class Recovery:
@@ -74,13 +66,10 @@ class Recovery:
             self.member.probe()
             self.kafka_log.forget()
 
-    def handle(self, error: Exception) -> Outcome:
-        """What becomes of the consumer after an error."""
+    def handle(self, error: Exception) -> bool:
+        """Pause after an error; whether a new KafkaConsumer joins the group."""
         if isinstance(error, NO_SUCH_OFFSET):
-            return Outcome.GOES_ON
-        if isinstance(error, UnsupportedCodecError):  # the package that is missing
-            logger.error("Kafka: %s", explain_kafka_error(str(error)))
-            return Outcome.HOPELESS
+            return False
         self.outage.begin(self.kafka_log.cause or explain_kafka_error(str(error)))
         is_stuck = self.member.silent_seconds() > RECREATE_CONSUMER_SECONDS
         replaces = is_stuck or not isinstance(error, RECOVERABLE_ERRORS)
@@ -93,4 +82,4 @@ class Recovery:
         self.on_error()
         self.wait(min(self.pause_seconds, RETRY_SECONDS[2] if replaces else RETRY_SECONDS[1]))
         self.pause_seconds = min(2 * self.pause_seconds, RETRY_SECONDS[2])
-        return Outcome.REPLACED if replaces else Outcome.GOES_ON
+        return replaces
