@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -21,15 +21,6 @@ KEEP_ALIVE_MS = 100  # of a poll that reads nothing: it answers a rebalance of t
 UNSTABLE_SECONDS = 25.0  # without partitions for so long, a member may never get any again (KAFKA-9815)
 
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def complete_answers() -> Iterator[None]:
-    """kafka-python 3.0.12 has a KeyError where a partition lost its leader while its offsets were asked for."""
-    try:
-        yield
-    except KeyError as error:
-        raise KafkaTimeoutError(f"no offsets of {error}") from error
 
 
 class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -48,7 +39,7 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
         """Join the group with this KafkaConsumer."""
         self.kconsumer = kconsumer
         self.reassigned = False  # whether the group has assigned partitions since the last look
-        self.positioned: set[TopicPartition] = set()
+        self.positioned: set[TopicPartition] = set()  # nothing else is read
         self.heard_at = self.stable_at = self.clock()  # from Kafka; in the group
         kconsumer.subscribe([self.topic], listener=self)
 
@@ -106,9 +97,8 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def without_leader(self) -> set[TopicPartition]:
         """Partitions of the topic that can't be read now."""
-        cluster = self.kconsumer._cluster
-        every = {TopicPartition(self.topic, n) for n in cluster.partitions_for_topic(self.topic) or ()}
-        return {at for at in every if cluster.leader_for_partition(at) in (None, -1)}
+        leader_of = self.kconsumer._cluster.leader_for_partition
+        return {at for at in self.every_partition() if leader_of(at) in (None, -1)}
 
     def has_unpositioned(self) -> bool:
         """Whether the group assigned a partition that can be read and isn't."""
@@ -119,9 +109,11 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
         chosen = list(partitions)
         if not chosen:
             return {}
-        with complete_answers():
+        try:
             begins = self.kconsumer.beginning_offsets(chosen, timeout_ms=OFFSETS_TIMEOUT_MS)
             ends = self.kconsumer.end_offsets(chosen, timeout_ms=OFFSETS_TIMEOUT_MS)
+        except KeyError as error:  # kafka-python 3.0.12, where a partition lost its leader meanwhile
+            raise KafkaTimeoutError(f"no offsets of {error}") from error
         self.heard_at = self.clock()
         return {at: (begins[at], ends[at]) for at in chosen}
 
@@ -133,19 +125,13 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
     def probe(self) -> None:
         """Hear from Kafka, or KafkaTimeoutError."""
         ready = self.assigned() - self.without_leader()
-        with complete_answers():
-            self.kconsumer.end_offsets(list(ready) or [TopicPartition(self.topic, 0)], timeout_ms=OFFSETS_TIMEOUT_MS)
-        self.heard_at = self.clock()
+        self.bounds(ready or [TopicPartition(self.topic, 0)])
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Read this partition from here on."""
         with contextlib.suppress(ValueError):  # the group has just taken it away
             self.kconsumer.seek(partition, offset)
             self.positioned.add(partition)
-
-    def forget_positions(self) -> None:
-        """Read nothing until seek()."""
-        self.positioned.clear()
 
     def poll(self, timeout_ms: int) -> list[Any]:
         """Records of the positioned partitions. None of them where the group assigned partitions meanwhile."""

@@ -90,7 +90,7 @@ class Reader:
         """Ask the database where to read: what was read and is not recorded is read again, here or by another."""
         self.resets += 1
         self.ahead = None
-        self.member.forget_positions()
+        self.member.positioned.clear()
         if state or self.state is State.READING:
             self.state = state or State.POSITIONING
 
