@@ -10,7 +10,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -71,19 +70,18 @@ on conflict do nothing"""
 # another consumer has these partitions now.
 COMPARE_AND_SET_OFFSETS = """
 update consumed_offsets as stored set next_offset = batch.next_offset
-from (values %s) as batch (consumer_group, topic_id, partition, expected_offset, next_offset)
-where stored.consumer_group = batch.consumer_group and stored.topic_id = batch.topic_id
+from unnest(%s::integer[], %s::bigint[], %s::bigint[]) as batch (partition, expected_offset, next_offset)
+where stored.consumer_group = %s and stored.topic_id = %s::uuid
 and stored.partition = batch.partition and stored.next_offset = batch.expected_offset"""
-OFFSETS = "(%s, %s::uuid, %s, %s::bigint, %s::bigint)"
 # With its commit in one message: a client that goes silent can't leave a row behind for which all others wait. And
 # without ON CONFLICT alone, which would wait for whoever moves the row that is there.
 INSERT_INITIAL_OFFSETS = """
 insert into consumed_offsets (consumer_group, topic_id, partition, topic, next_offset)
-select * from (values %s) as new (consumer_group, topic_id, partition, topic, next_offset) where not exists (
-    select from consumed_offsets as stored where stored.consumer_group = new.consumer_group
-    and stored.topic_id = new.topic_id and stored.partition = new.partition
+select %(group)s, %(topic_id)s::uuid, partition, %(topic)s, next_offset
+from unnest(%(partitions)s::integer[], %(begins)s::bigint[]) as new (partition, next_offset) where not exists (
+    select from consumed_offsets as stored where stored.consumer_group = %(group)s
+    and stored.topic_id = %(topic_id)s::uuid and stored.partition = new.partition
 ) on conflict do nothing; commit"""
-INITIAL_OFFSETS = "(%s, %s::uuid, %s, %s, %s::bigint)"
 NEXT_OFFSETS = "select partition, next_offset from consumed_offsets where consumer_group = %s and topic_id = %s::uuid"
 
 
@@ -202,14 +200,13 @@ class Database:
                 self.extend_deadline()
         cursor.execute("commit")
 
-    def next_offsets(self, topic_id: UUID, begins: Mapping[int, int] = MappingProxyType({})) -> dict[int, int]:
+    def next_offsets(self, topic_id: UUID, begins: Mapping[int, int] | None = None) -> dict[int, int]:
         """The next offset of each partition, as it was stored with the rows; those not known yet begin at `begins`."""
         with self.transaction() as cursor:
             if begins:
-                rows = [
-                    (self.group, str(topic_id), partition, self.topic, begin) for partition, begin in begins.items()
-                ]
-                psycopg2.extras.execute_values(cursor, INSERT_INITIAL_OFFSETS, rows, INITIAL_OFFSETS, len(rows))
+                initial = {"partitions": list(begins), "begins": list(begins.values())}
+                names = {"group": self.group, "topic_id": str(topic_id), "topic": self.topic}
+                cursor.execute(INSERT_INITIAL_OFFSETS, names | initial)
             cursor.execute(NEXT_OFFSETS, (self.group, str(topic_id)))
             return dict(cursor.fetchall())
 
@@ -254,12 +251,11 @@ class Database:
 
     def move_offsets(self, cursor: Any, batch: Batch) -> None:
         """Move the offsets on, and hold them until the end of the transaction."""
-        rows = [
-            (self.group, str(batch.topic_id), at.partition, batch.expected_offsets[at], next_offset)
-            for at, next_offset in batch.next_offsets.items()
-        ]
-        psycopg2.extras.execute_values(cursor, COMPARE_AND_SET_OFFSETS, rows, OFFSETS, page_size=len(rows))
-        if cursor.rowcount != len(rows):
+        partitions = [at.partition for at in batch.next_offsets]
+        expected_offsets = [batch.expected_offsets[at] for at in batch.next_offsets]
+        offsets = partitions, expected_offsets, list(batch.next_offsets.values())
+        cursor.execute(COMPARE_AND_SET_OFFSETS, (*offsets, self.group, str(batch.topic_id)))
+        if cursor.rowcount != len(partitions):
             raise OffsetConflict
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from enum import Enum
-from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -94,7 +93,7 @@ class Reader:
         if state or self.state is State.READING:
             self.state = state or State.POSITIONING
 
-    def ask_where(self, topic_id: UUID, begins: Mapping[int, int] = MappingProxyType({})) -> dict[int, int]:
+    def ask_where(self, topic_id: UUID, begins: Mapping[int, int] | None = None) -> dict[int, int]:
         """The next offsets of the partitions, from the database. Interrupted after a reset."""
         resets = self.resets
         stored = self.calls.ask(

@@ -11,7 +11,7 @@ import json
 import math
 from collections import deque
 from concurrent.futures import Executor, Future
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from uuid import UUID
 
 import psycopg2
@@ -212,10 +212,10 @@ class FakeDatabase:
     def _mood(self):
         return self.moods.popleft() if self.moods else "well"
 
-    def next_offsets(self, topic_id, begins=MappingProxyType({})):
+    def next_offsets(self, topic_id, begins=None):
         if self._mood() != "well":
             raise psycopg2.OperationalError("connection refused")
-        for number, begin in begins.items():
+        for number, begin in (begins or {}).items():
             self.offsets.setdefault((topic_id, number), begin)
         return {number: offset for (one, number), offset in self.offsets.items() if one == topic_id}
 
