@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import psycopg2
 
-from eventkafkapostgres.message import COLUMNS
+from eventkafkapostgres.message import COLUMNS, ESCAPES
 from eventkafkapostgres.outages import first_line
 
 Row = tuple[Any, str]  # a record of Kafka, and its line for COPY
@@ -47,18 +47,17 @@ ORDINARY_ROW = {
     "message": "Bandwidth exceeded on kconsumer: 2.00 MB/s is over the limit of 1.00 MB/s",
     "extra": None,
 }
-ESCAPE = re.compile(r"\\(.)")
-ESCAPED = {"t": "\t", "n": "\n", "r": "\r"}
+UNESCAPED = {escape: chr(code) for code, escape in ESCAPES.items()}
 
 
-def unescape(escape: re.Match[str]) -> str:
-    return ESCAPED.get(escape[1], escape[1])
+def unescape(text: str) -> str:
+    return re.sub(r"\\.", lambda escape: UNESCAPED[escape[0]], text)
 
 
 def copy_fields(line: str) -> list[str | None]:
     """The columns of a line in COPY's text format."""
     return [
-        None if column == r"\N" else ESCAPE.sub(unescape, column) if "\\" in column else column
+        None if column == r"\N" else unescape(column) if "\\" in column else column
         for column in line.removesuffix("\n").split("\t")
     ]
 
