@@ -19,13 +19,13 @@ from typing import Any, NoReturn
 
 from kafka import KafkaConsumer
 
+from eventkafkapostgres import __version__
 from eventkafkapostgres.calls import STOP_SECONDS, DatabaseCalls
 from eventkafkapostgres.checks import check_consumer
 from eventkafkapostgres.console import (
     CheckResult,
     OneLineParser,
     Stop,
-    __version__,
     argument,
     printable,
     run_command,

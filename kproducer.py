@@ -22,13 +22,13 @@ from typing import Any, NoReturn
 
 from kafka import KafkaProducer
 
+from eventkafkapostgres import __version__
 from eventkafkapostgres.bandwidth import Interfaces, Sample, check_intervals, interface_name, samples
 from eventkafkapostgres.checks import check_producer
 from eventkafkapostgres.console import (
     CheckResult,
     OneLineParser,
     Stop,
-    __version__,
     argument,
     printable,
     run_command,

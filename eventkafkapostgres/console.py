@@ -14,7 +14,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, NoReturn
 
@@ -26,20 +25,6 @@ logger = logging.getLogger(__name__)
 
 ONE_STOP_SECONDS = 0.1  # two signals within it are one: timeout(1) sends its own to the process and to its group
 PRINT_SECONDS = 2.0  # so long the end of a process waits for who reads its last line
-
-
-def read_version() -> str:
-    """The version of this checkout where it is one, else of the installed distribution."""
-    with contextlib.suppress(OSError):
-        text = (Path(__file__).parents[1] / "__init__.py").read_text(encoding="utf-8")
-        if found := re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE):
-            return found[1]
-    from importlib.metadata import version
-
-    return version("eventKafkaPostgres")
-
-
-__version__ = read_version()
 
 
 # The process

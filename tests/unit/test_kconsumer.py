@@ -8,7 +8,7 @@ from kafka.errors import (
 )
 
 import kconsumer
-from eventkafkapostgres import console, postgres_checks
+from eventkafkapostgres import __version__, console, postgres_checks
 from eventkafkapostgres.schema import STATEMENTS
 from kconsumer import main
 
@@ -149,4 +149,4 @@ def test_help_names_every_setting_and_exit_status(environ, capsys):
 def test_version_is_the_packages_own(environ, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
-    assert (ended.value.code, capsys.readouterr().out) == (0, f"kconsumer {console.__version__}\n")
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"kconsumer {__version__}\n")

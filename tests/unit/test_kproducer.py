@@ -17,7 +17,7 @@ from kafka.errors import (
 )
 
 import kproducer
-from eventkafkapostgres import console, message
+from eventkafkapostgres import __version__, message
 from eventkafkapostgres.bandwidth import Sample
 from eventkafkapostgres.outages import explain_kafka_error
 from eventkafkapostgres.workarounds import ProducerClient
@@ -371,10 +371,10 @@ def test_help_names_every_setting_and_exit_status(clean_process, capsys):
 def test_version_is_the_packages_own(clean_process, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
-    assert (ended.value.code, capsys.readouterr().out) == (0, f"kproducer {console.__version__}\n")
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"kproducer {__version__}\n")
     root = os.path.dirname(os.path.abspath(kproducer.__file__))
     with open(os.path.join(root, "__init__.py")) as file:
-        assert f'__version__ = "{console.__version__}"' in file.read()
+        assert f'__version__ = "{__version__}"' in file.read()
 
 
 def test_without_arguments_the_settings_are_the_documented_ones():
