@@ -37,6 +37,7 @@ from eventkafkapostgres.group import GroupMember
 from eventkafkapostgres.log import Terminal
 from eventkafkapostgres.notify import channel_name
 from eventkafkapostgres.outages import KafkaLog, SettingsError
+from eventkafkapostgres.postgres_checks import check_postgres
 from eventkafkapostgres.progress import Progress
 from eventkafkapostgres.reader import Reader
 from eventkafkapostgres.recorder import Recorder
@@ -86,7 +87,8 @@ def make_database(settings: argparse.Namespace) -> Database:
 
 def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[CheckResult]:
     """Everything that the consumer needs."""
-    return check_consumer(settings, partial(consumer_options, settings), partial(make_database, settings), kafka_log)
+    options = partial(consumer_options, settings)
+    return check_consumer(settings, options, lambda: check_postgres(make_database(settings)), kafka_log)
 
 
 def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal: Terminal) -> int:

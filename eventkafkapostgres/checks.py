@@ -9,12 +9,12 @@ import tempfile
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
@@ -31,14 +31,13 @@ from eventkafkapostgres.settings import make_client
 from eventkafkapostgres.tls import Certificates, expiry_text
 from eventkafkapostgres.topic import Topic, config_problems, describe_topic, make_admin
 
-if TYPE_CHECKING:
-    from eventkafkapostgres.database import Database
-    from eventkafkapostgres.postgres_checks import Stored
-
 CHECK_SECONDS = 13.0  # what has not answered by then does not answer
 KAFKA_SECONDS = 7.0  # the same for the first answer of Kafka: a TLS handshake may take 5 s more than that
 WRITTEN_BYTES = 1 << 16  # what a disk must have room for: a warning, and what SQLite keeps beside its file
 MEASURED_SECONDS = 1.0  # for the rate of the moment
+
+
+Stored = dict[UUID, dict[int, int]]  # next offsets by topic id and partition
 
 
 @dataclass
@@ -69,16 +68,14 @@ def check_producer(
 def check_consumer(
     settings: Namespace,
     options: Callable[[], dict[str, Any]],
-    database: Callable[[], Database],
+    check_postgres: Callable[[], Generator[CheckResult, None, Stored | None]],
     kafka_log: KafkaLog,
 ) -> Iterator[CheckResult]:
     """Everything that the consumer needs; `options` makes those of its KafkaConsumer."""
     found = Found()
 
     def postgres() -> Iterator[CheckResult]:
-        from eventkafkapostgres.postgres_checks import check_postgres  # here: kproducer has no use for psycopg2
-
-        found.stored = yield from check_postgres(database())
+        found.stored = yield from check_postgres()
 
     checks: dict[str, Callable[[], Iterable[CheckResult]]] = {
         "PostgreSQL": postgres,

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import psycopg2
 
+from eventkafkapostgres.checks import Stored
 from eventkafkapostgres.console import CheckResult
 from eventkafkapostgres.database import Database, connect
 from eventkafkapostgres.outages import explain_postgres_error
@@ -23,8 +24,6 @@ select current_setting('transaction_read_only')::bool, extract(epoch from clock_
 from pg_stat_database"""
 MAY_CREATE = "select has_schema_privilege(current_schema(), 'CREATE')"
 OFFSETS = "select topic_id::text, partition, next_offset from consumed_offsets where consumer_group = %s"
-
-Stored = dict[UUID, dict[int, int]]  # next offsets by topic id and partition
 
 
 def check_postgres(database: Database) -> Generator[CheckResult, None, Stored | None]:

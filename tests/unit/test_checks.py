@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from eventkafkapostgres import checks, postgres_checks
+from eventkafkapostgres import checks
 from eventkafkapostgres.checks import (
     check_bandwidth,
     check_consumer,
@@ -225,11 +225,10 @@ def test_the_lag_is_what_kafka_still_has_of_this_topic_and_the_database_has_not(
         found.topic_id, found.offsets = TOPIC_ID, {0: (5, 10), 1: (100, 110)}
         return []
 
-    def postgres(database):
+    def postgres():
         yield from ()
         return stored
 
     monkeypatch.setattr(checks, "check_kafka", kafka)
-    monkeypatch.setattr(postgres_checks, "check_postgres", postgres)
-    results = [*check_consumer(Namespace(topic="t"), dict, lambda: None, kafka_log)]
+    results = [*check_consumer(Namespace(topic="t"), dict, postgres, kafka_log)]
     assert results == ([(True, text)] if text else [])

@@ -18,10 +18,7 @@ ROOM_LINES, SCRIPT_LINES, CLASS_LINES = 300, 200, 150
 ALLOWED = {
     "bandwidth": {"rates"},
     "calls": {"console", "database"},
-    "checks": {
-        "bandwidth", "console", "database", "outbox", "positions", "postgres_checks", "rates", "settings", "tls",
-        "topic",
-    },
+    "checks": {"bandwidth", "console", "outbox", "positions", "rates", "settings", "tls", "topic"},
     "console": {"log", "signals"},
     "database": {"heartbeats", "message", "notify", "refusals", "schema"},
     "delivery": {"outbox", "workarounds"},
@@ -34,7 +31,7 @@ ALLOWED = {
     "outbox": {"outbox_file"},
     "outbox_file": set(),
     "positions": set(),
-    "postgres_checks": {"console", "database", "schema"},
+    "postgres_checks": {"checks", "console", "database", "schema"},
     "progress": {"message"},
     "rates": set(),
     "offsets": {"group", "message", "positions"},
