@@ -108,14 +108,11 @@ def run_checks(checks: Mapping[str, Callable[[], Iterable[CheckResult]]], kafka_
     for name, job in jobs.items():
         wait([job], timeout=max(0.0, ends_at - time.monotonic()))
         if job.done():
-            job.result()
-            yield from lists[name]
+            job.result()  # raises what the check has raised
         else:
             cause = (kafka_log.cause if name == "Kafka" else "") or "no answer"
-            yield from [
-                *lists[name],
-                CheckResult(False, f"{name}: {cause}; given up after {CHECK_SECONDS:.0f} s"),
-            ]
+            lists[name] = [*lists[name], CheckResult(False, f"{name}: {cause}; given up after {CHECK_SECONDS:.0f} s")]
+        yield from lists[name]
 
 
 # The producer's host
@@ -172,12 +169,11 @@ def check_outbox_file(path: Path) -> CheckResult:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0)) as outbox:
             outbox.isolation_level = None
             outbox.execute("pragma locking_mode = exclusive")  # so that no file is made for sharing it
-            outbox.execute("begin immediate")  # fails where the file can't be written
+            outbox.execute("begin immediate")  # fails where the file can't be written; closing rolls it back
             if (damage := outbox.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
                 return CheckResult(False, f"outbox {path}: damaged ({damage}): it will be set aside")
             made = outbox.execute("select count(*) from sqlite_master where name = 'warnings'").fetchone()[0]
             waiting = outbox.execute("select count(*) from warnings").fetchone()[0] if made else 0
-            outbox.execute("rollback")
             return CheckResult(True, f"outbox {path}: {counted(waiting, 'warning')} waiting")
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
