@@ -8,7 +8,6 @@ import os
 import select
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 
 from eventkafkapostgres.outages import KafkaLog, counted
@@ -64,7 +63,7 @@ class Terminal(logging.Handler):
         self.descriptor, self.write = descriptor, write
         self.interactive = os.isatty(descriptor) and os.environ.get("TERM") != "dumb"
         self.changed = threading.Condition()
-        self.lines: deque[tuple[str, int]] = deque()  # with how many lines of the log each stands for
+        self.lines: list[tuple[str, int]] = []  # with how many lines of the log each stands for
         self.writing = 0  # lines of the log
         self.dropped = 0  # lines of the log that were not written, and of which no line says so yet
         self.is_stuck = False  # the last line that was written took longer than PATIENCE_SECONDS

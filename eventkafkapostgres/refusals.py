@@ -118,7 +118,7 @@ class CarefulInsert:
                     again.append(row)  # looked at when it is known whether the first one was recorded
                 elif event_id not in stored:
                     new[event_id] = row
-            items = [(row, self._values(copy_fields(row[1]))) for row in new.values()]
+            items = [(row, self.cursor.mogrify(VALUES, copy_fields(row[1]))) for row in new.values()]
             # COPY refused them all, so less than all are tried first
             for part in (items[: len(items) // 2], items[len(items) // 2 :]):
                 if part:
@@ -128,11 +128,6 @@ class CarefulInsert:
             self._blame_the_rows()
             self._try_unique_ones_again()
         return [(record, first_line(error)) for ((record, _), _), error in self.refused]
-
-    def _values(self, columns: Sequence[str | None]) -> bytes:
-        """A row of INSERT, its values bound."""
-        values: bytes = self.cursor.mogrify(VALUES, columns)
-        return values
 
     def _insert(self, items: Sequence[tuple[Row, bytes]]) -> None:
         self.progress()
@@ -186,7 +181,7 @@ class CarefulInsert:
         self.progress()
         row |= {"event_id": str(uuid4()), "observed_at": observed_at, "episode_started_at": observed_at}
         try:
-            self.cursor.execute(INSERT.encode() + self._values([row[name] for name in COLUMNS]))
+            self.cursor.execute(INSERT + VALUES, [row[name] for name in COLUMNS])
         except psycopg2.Error as error:
             if error.pgcode is None or error.pgcode.startswith(SERVER_STATES):
                 raise
