@@ -13,7 +13,7 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -21,17 +21,8 @@ from kafka import KafkaConsumer
 
 from eventkafkapostgres import __version__
 from eventkafkapostgres.calls import STOP_SECONDS, DatabaseCalls
-from eventkafkapostgres.checks import check_consumer
-from eventkafkapostgres.console import (
-    CheckResult,
-    OneLineParser,
-    Stop,
-    argument,
-    printable,
-    run_command,
-    run_process,
-    topic_name,
-)
+from eventkafkapostgres.checks import check_consumer, print_results
+from eventkafkapostgres.console import OneLineParser, Stop, argument, printable, run_command, run_process, topic_name
 from eventkafkapostgres.database import Database
 from eventkafkapostgres.group import GroupMember
 from eventkafkapostgres.log import Terminal
@@ -85,10 +76,11 @@ def make_database(settings: argparse.Namespace) -> Database:
     return Database(*postgres_options(os.environ), settings.group, settings.topic, settings.notify)
 
 
-def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[CheckResult]:
-    """Everything that the consumer needs."""
+def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> int:
+    """--check: everything that the consumer needs."""
     options = partial(consumer_options, settings)
-    return check_consumer(settings, options, lambda: check_postgres(make_database(settings)), kafka_log)
+    results = check_consumer(settings, options, lambda: check_postgres(make_database(settings)), kafka_log)
+    return print_results(results)
 
 
 def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal: Terminal) -> int:

@@ -24,9 +24,8 @@ from kafka import KafkaProducer
 
 from eventkafkapostgres import __version__
 from eventkafkapostgres.bandwidth import Interfaces, Sample, check_intervals, interface_name, samples
-from eventkafkapostgres.checks import check_producer
+from eventkafkapostgres.checks import check_producer, print_results
 from eventkafkapostgres.console import (
-    CheckResult,
     OneLineParser,
     Stop,
     argument,
@@ -108,9 +107,9 @@ def flush_seconds(settings: argparse.Namespace, stopped: bool, outbox: Outbox) -
     return min(FLUSH_SECONDS, settings.interval / 2) if settings.forever else FLUSH_SECONDS
 
 
-def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> Iterator[CheckResult]:
-    """Everything that the producer needs."""
-    return check_producer(settings, producer_options, kafka_log)
+def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> int:
+    """--check: everything that the producer needs."""
+    return print_results(check_producer(settings, producer_options, kafka_log))
 
 
 def producer_options() -> dict[str, Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import sqlite3
+import sys
 import tempfile
 import threading
 import time
@@ -14,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
@@ -22,7 +25,7 @@ from kafka.admin import KafkaAdminClient, OffsetSpec
 from kafka.errors import CoordinatorNotAvailableError, GroupAuthorizationFailedError, KafkaError
 
 from eventkafkapostgres.bandwidth import Interfaces, bandwidth, check_intervals, read_counters
-from eventkafkapostgres.console import CheckResult
+from eventkafkapostgres.console import is_writable
 from eventkafkapostgres.outages import KafkaLog, SettingsError, counted, explain_kafka_error
 from eventkafkapostgres.outbox import outbox_path
 from eventkafkapostgres.positions import topic_key
@@ -31,10 +34,19 @@ from eventkafkapostgres.settings import make_client
 from eventkafkapostgres.tls import Certificates, expiry_text
 from eventkafkapostgres.topic import Topic, config_problems, describe_topic, make_admin
 
+logger = logging.getLogger(__name__)
+
 CHECK_SECONDS = 13.0  # what has not answered by then does not answer
 KAFKA_SECONDS = 7.0  # the same for the first answer of Kafka: a TLS handshake may take 5 s more than that
 WRITTEN_BYTES = 1 << 16  # what a disk must have room for: a warning, and what SQLite keeps beside its file
 MEASURED_SECONDS = 1.0  # for the rate of the moment
+
+
+class CheckResult(NamedTuple):
+    """One line of --check, which says what to do where something is wrong."""
+
+    ok: bool
+    text: str
 
 
 Stored = dict[UUID, dict[int, int]]  # next offsets by topic id and partition
@@ -47,6 +59,29 @@ class Found:
     stored: Stored | None = None  # what PostgreSQL says, if it answers
     topic_id: UUID | None = None
     offsets: dict[int, tuple[int, int]] = field(default_factory=dict)  # of each partition: where it begins and ends
+
+
+def print_results(results: Iterable[CheckResult]) -> int:
+    """Print a line for each result as soon as it is there; the exit status. Where nobody reads, the checks go on."""
+    marks = "✓✗"
+    try:
+        marks.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        marks = "+x"
+    status, is_read = 0, True
+    for ok, text in results:
+        status |= not ok
+        try:
+            if is_read and not is_writable(sys.stdout):
+                raise TimeoutError(errno.ETIMEDOUT, "nobody reads them")
+            if is_read:
+                print(marks[not ok], " ".join(text.split()), flush=True)
+        except BrokenPipeError:
+            is_read = False
+        except OSError as error:
+            logger.error("can't print the results: %s", error.strerror)
+            status, is_read = 1, False
+    return status
 
 
 # What each script needs

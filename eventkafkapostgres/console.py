@@ -1,10 +1,9 @@
-"""The command line and the process: signals, types of arguments, results of --check, the exit status."""
+"""The command line and the process: signals, types of arguments, the exit status."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -13,9 +12,9 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from eventkafkapostgres.log import Terminal, describe, is_journal, log_unexpected_errors, start_logging
 from eventkafkapostgres.outages import KafkaLog, SettingsError
@@ -109,39 +108,6 @@ def is_writable(stream: Any) -> bool:
         return True
 
 
-# --check
-
-
-class CheckResult(NamedTuple):
-    """One line of --check, which says what to do where something is wrong."""
-
-    ok: bool
-    text: str
-
-
-def print_results(results: Iterable[CheckResult]) -> int:
-    """Print a line for each result as soon as it is there; the exit status. Where nobody reads, the checks go on."""
-    marks = "✓✗"
-    try:
-        marks.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        marks = "+x"
-    status, is_read = 0, True
-    for ok, text in results:
-        status |= not ok
-        try:
-            if is_read and not is_writable(sys.stdout):
-                raise TimeoutError(errno.ETIMEDOUT, "nobody reads them")
-            if is_read:
-                print(marks[not ok], " ".join(text.split()), flush=True)
-        except BrokenPipeError:
-            is_read = False
-        except OSError as error:
-            logger.error("can't print the results: %s", error.strerror)
-            status, is_read = 1, False
-    return status
-
-
 # The command line
 
 
@@ -200,7 +166,7 @@ def run_command(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     run: Callable[[argparse.Namespace, Stop, KafkaLog, Terminal], int],
-    check: Callable[[argparse.Namespace, KafkaLog], Iterator[CheckResult]],
+    check: Callable[[argparse.Namespace, KafkaLog], int],
     grace_seconds: int = 0,
 ) -> int:
     """Run a script, or its --check; the exit status.
@@ -215,7 +181,7 @@ def run_command(
             raise SettingsError("kafka-python fails without asserts: unset PYTHONOPTIMIZE, start without -O")
         if settings.check:
             end_on_signals(["--check"])
-            return print_results(check(settings, kafka_log))
+            return check(settings, kafka_log)
         stop = Stop()
         stop.on_signals(grace_seconds, hung_status=getattr(settings, "until_empty", False) is True)
         return run(settings, stop, kafka_log, terminal)

@@ -10,8 +10,7 @@ from uuid import UUID
 
 import psycopg2
 
-from eventkafkapostgres.checks import Stored
-from eventkafkapostgres.console import CheckResult
+from eventkafkapostgres.checks import CheckResult, Stored
 from eventkafkapostgres.database import Database, connect
 from eventkafkapostgres.outages import explain_postgres_error
 from eventkafkapostgres.schema import TABLES, missing_columns, missing_privileges, missing_relations

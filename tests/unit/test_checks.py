@@ -13,6 +13,7 @@ import pytest
 
 from eventkafkapostgres import checks
 from eventkafkapostgres.checks import (
+    CheckResult,
     check_bandwidth,
     check_consumer,
     check_outbox,
@@ -20,7 +21,6 @@ from eventkafkapostgres.checks import (
     check_topic,
     run_checks,
 )
-from eventkafkapostgres.console import CheckResult
 from eventkafkapostgres.outages import SettingsError
 from eventkafkapostgres.outbox import Outbox
 from eventkafkapostgres.topic import Topic

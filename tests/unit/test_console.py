@@ -9,7 +9,8 @@ import pytest
 from kafka.errors import KafkaTimeoutError
 
 from eventkafkapostgres import console
-from eventkafkapostgres.console import CheckResult, OneLineParser, Stop, print_results, run_command
+from eventkafkapostgres.checks import CheckResult, print_results
+from eventkafkapostgres.console import OneLineParser, Stop, run_command
 from eventkafkapostgres.outages import SettingsError
 
 # Stop
@@ -79,7 +80,7 @@ def raising(error):
 
 def test_a_wrong_setting_is_one_line_and_status_2(clean_process, capsys):
     with pytest.raises(SystemExit) as ended:
-        run_command(parser(), [], raising(SettingsError("X is wrong:\n  set Y")), lambda *_: iter(()))
+        run_command(parser(), [], raising(SettingsError("X is wrong:\n  set Y")), lambda *_: 0)
     assert ended.value.code == 2
     assert capsys.readouterr().err == "script: X is wrong: set Y\n"
 
@@ -88,7 +89,7 @@ def test_a_wrong_setting_is_one_line_and_status_2(clean_process, capsys):
 def test_any_other_exception_is_one_line_of_the_log_and_status_1_and_not_called_wrong_usage(
     clean_process, capsys, caplog, error
 ):
-    assert run_command(parser(), [], raising(error), lambda *_: iter(())) == 1
+    assert run_command(parser(), [], raising(error), lambda *_: 0) == 1
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert line.startswith(f"unexpected error: {type(error).__name__}: ")
     assert "\n" not in line
@@ -166,7 +167,7 @@ def test_results_that_can_not_be_printed_are_reported_and_are_status_1(monkeypat
 
 def test_the_check_has_its_own_status(clean_process, capsys):
     never = raising(AssertionError("it ran"))
-    assert run_command(parser(), ["--check"], never, lambda *_: iter(RESULTS)) == 1
+    assert run_command(parser(), ["--check"], never, lambda *_: print_results(RESULTS)) == 1
     assert capsys.readouterr().out == "✓ Kafka: answers\n✗ clock: wrong\n"
 
 

@@ -31,7 +31,7 @@ ALLOWED = {
     "outbox": {"outbox_file"},
     "outbox_file": set(),
     "positions": set(),
-    "postgres_checks": {"checks", "console", "database", "schema"},
+    "postgres_checks": {"checks", "database", "schema"},
     "progress": {"message"},
     "rates": set(),
     "offsets": {"group", "message", "positions"},
