@@ -79,7 +79,7 @@ def make_database(settings: argparse.Namespace) -> Database:
 def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> int:
     """--check: everything that the consumer needs."""
     options = partial(consumer_options, settings)
-    results = check_consumer(settings, options, lambda: check_postgres(make_database(settings)), kafka_log)
+    results = check_consumer(settings, options, lambda found: check_postgres(make_database(settings), found), kafka_log)
     return print_results(results)
 
 

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -49,14 +49,11 @@ class CheckResult(NamedTuple):
     text: str
 
 
-Stored = dict[UUID, dict[int, int]]  # next offsets by topic id and partition
-
-
 @dataclass
 class Found:
     """What the lag is computed from."""
 
-    stored: Stored | None = None  # what PostgreSQL says, if it answers
+    stored: dict[UUID, dict[int, int]] | None = None  # next offsets by topic id and partition, if PostgreSQL answers
     topic_id: UUID | None = None
     offsets: dict[int, tuple[int, int]] = field(default_factory=dict)  # of each partition: where it begins and ends
 
@@ -103,17 +100,13 @@ def check_producer(
 def check_consumer(
     settings: Namespace,
     options: Callable[[], dict[str, Any]],
-    check_postgres: Callable[[], Generator[CheckResult, None, Stored | None]],
+    check_postgres: Callable[[Found], Iterable[CheckResult]],
     kafka_log: KafkaLog,
 ) -> Iterator[CheckResult]:
     """Everything that the consumer needs; `options` makes those of its KafkaConsumer."""
     found = Found()
-
-    def postgres() -> Iterator[CheckResult]:
-        found.stored = yield from check_postgres()
-
     checks: dict[str, Callable[[], Iterable[CheckResult]]] = {
-        "PostgreSQL": postgres,
+        "PostgreSQL": lambda: check_postgres(found),
         "Kafka": lambda: check_kafka(KafkaConsumer, options(), kafka_log, settings.topic, "READ", found),
     }
     yield from run_checks(checks, kafka_log)

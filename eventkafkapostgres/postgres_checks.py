@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
 import psycopg2
 
-from eventkafkapostgres.checks import CheckResult, Stored
+from eventkafkapostgres.checks import CheckResult, Found
 from eventkafkapostgres.database import Database, connect
 from eventkafkapostgres.outages import explain_postgres_error
 from eventkafkapostgres.schema import TABLES, missing_columns, missing_privileges, missing_relations
@@ -25,9 +26,9 @@ MAY_CREATE = "select has_schema_privilege(current_schema(), 'CREATE')"
 OFFSETS = "select topic_id::text, partition, next_offset from consumed_offsets where consumer_group = %s"
 
 
-def check_postgres(database: Database) -> Generator[CheckResult, None, Stored | None]:
-    """The server, its clock and its free connections, the tables and the privileges. Returns the group's offsets."""
-    stored: Stored = {}
+def check_postgres(database: Database, found: Found) -> Iterator[CheckResult]:
+    """The server, its clock and its free connections, the tables and the privileges; the group's offsets are found."""
+    stored: dict[UUID, dict[int, int]] = defaultdict(dict)
     try:
         with contextlib.closing(connect(database.url, database.options)) as connection:
             connection.autocommit = True
@@ -50,11 +51,10 @@ def check_postgres(database: Database) -> Generator[CheckResult, None, Stored | 
             if "consumed_offsets" not in missing:
                 cursor.execute(OFFSETS, (database.group,))
                 for topic_id, partition, next_offset in cursor:
-                    stored.setdefault(UUID(topic_id), {})[partition] = next_offset
-            return stored
+                    stored[UUID(topic_id)][partition] = next_offset
+            found.stored = stored
     except psycopg2.Error as error:
         yield CheckResult(False, f"PostgreSQL: {explain_postgres_error(error)}")
-        return None
 
 
 def check_server(cursor: Any) -> Iterator[CheckResult]:

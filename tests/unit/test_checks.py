@@ -225,9 +225,9 @@ def test_the_lag_is_what_kafka_still_has_of_this_topic_and_the_database_has_not(
         found.topic_id, found.offsets = TOPIC_ID, {0: (5, 10), 1: (100, 110)}
         return []
 
-    def postgres():
-        yield from ()
-        return stored
+    def postgres(found):
+        found.stored = stored
+        return []
 
     monkeypatch.setattr(checks, "check_kafka", kafka)
     results = [*check_consumer(Namespace(topic="t"), dict, postgres, kafka_log)]

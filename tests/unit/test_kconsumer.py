@@ -9,6 +9,7 @@ from kafka.errors import (
 
 import kconsumer
 from eventkafkapostgres import __version__, console, postgres_checks
+from eventkafkapostgres.checks import Found
 from eventkafkapostgres.schema import STATEMENTS
 from kconsumer import main
 
@@ -132,7 +133,7 @@ def test_the_check_reports_the_servers_clock_and_a_server_that_is_read_only(
     database.url, database.options = "", {}
     monkeypatch.setattr(psycopg2, "connect", lambda url, **options: connection)
     monkeypatch.setattr(postgres_checks.time, "time", lambda: 1e9)
-    assert finding in list(postgres_checks.check_postgres(database))
+    assert finding in list(postgres_checks.check_postgres(database, Found()))
     connection.close.assert_called_once_with()
 
 
