@@ -82,19 +82,17 @@ def insert_halving(
     """
     try:
         insert(items)
+        cursor.execute("release savepoint part; savepoint part")
     except psycopg2.Error as error:
         if is_servers_fault(error):
             raise
         cursor.execute("rollback to savepoint part")
         if len(items) == 1:
             refuse(items[0], error)
-            return
-    else:
-        cursor.execute("release savepoint part; savepoint part")
-        return
-    middle = len(items) // 2
-    insert_halving(cursor, items[:middle], insert, refuse)
-    insert_halving(cursor, items[middle:], insert, refuse)
+        else:
+            middle = len(items) // 2
+            for half in (items[:middle], items[middle:]):
+                insert_halving(cursor, half, insert, refuse)
 
 
 class CarefulInsert:
