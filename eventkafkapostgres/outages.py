@@ -52,52 +52,45 @@ class Outage:
             self.logger.info("%s: works again", self.name)
 
 
-CONNECTION_REFUSED = "connection refused: nothing listens at KAFKA_BOOTSTRAP_SERVERS"
 # What kafka-python logs or raises, and what it means to the person who has to fix it; the most telling first.
-KAFKA_CAUSES = [
-    (r"CERTIFICATE_VERIFY_FAILED.*mismatch", "the broker's certificate is for another host name"),
-    (r"CERTIFICATE_VERIFY_FAILED.*expired", "the broker's certificate has expired"),
-    (r"CERTIFICATE_VERIFY_FAILED", "the broker's certificate is not signed by the CA in KAFKA_SSL_CAFILE"),
-    (
-        r"ALERT_CERTIFICATE_REQUIRED",
-        "the broker requires a client certificate: set KAFKA_SSL_CERTFILE and KAFKA_SSL_KEYFILE",
+KAFKA_CAUSES = {
+    r"CERTIFICATE_VERIFY_FAILED.*mismatch": "the broker's certificate is for another host name",
+    r"CERTIFICATE_VERIFY_FAILED.*expired": "the broker's certificate has expired",
+    r"CERTIFICATE_VERIFY_FAILED": "the broker's certificate is not signed by the CA in KAFKA_SSL_CAFILE",
+    r"ALERT_CERTIFICATE_REQUIRED": (
+        "the broker requires a client certificate: set KAFKA_SSL_CERTFILE and KAFKA_SSL_KEYFILE"
     ),
-    (
-        r"ALERT_(?:CERTIFICATE_|BAD_CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|DECRYPT_ERROR|ACCESS_DENIED)",
-        "the broker does not accept the client certificate in KAFKA_SSL_CERTFILE",
+    r"ALERT_(?:CERTIFICATE_|BAD_CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|DECRYPT_ERROR|ACCESS_DENIED)": (
+        "the broker does not accept the client certificate in KAFKA_SSL_CERTFILE"
     ),
-    (r"SaslAuthenticationFailed", "the broker does not accept KAFKA_SASL_PLAIN_USERNAME with its password"),
-    (r"UnsupportedSaslMechanism", "the broker does not offer KAFKA_SASL_MECHANISM"),
-    (
-        r"GroupAuthorizationFailed|Not authorized to .* group",
-        "no right to the consumer group: this user needs READ on it",
+    r"SaslAuthenticationFailed": "the broker does not accept KAFKA_SASL_PLAIN_USERNAME with its password",
+    r"UnsupportedSaslMechanism": "the broker does not offer KAFKA_SASL_MECHANISM",
+    r"GroupAuthorizationFailed|Not authorized to .* group": (
+        "no right to the consumer group: this user needs READ on it"
     ),
-    (
-        r"TopicAuthorizationFailed|Topic \S+ is not authorized",
-        "no right to the topic: this user needs DESCRIBE and WRITE (kproducer) or READ (kconsumer) on it",
+    r"TopicAuthorizationFailed|Topic \S+ is not authorized": (
+        "no right to the topic: this user needs DESCRIBE and WRITE (kproducer) or READ (kconsumer) on it"
     ),
-    (r"Topic (\S+) not found", r"the topic \1 is missing: create it, or give another --topic"),
-    *((f"Libraries for {codec} compression", f"compression {codec} {text}") for codec, text in INSTALL_PACKAGE.items()),
-    (
-        r"InvalidTimestamp|Timestamp \d+ of message",
-        "the broker refuses the time of the messages: this host's clock is wrong, set it by NTP",
+    r"Topic (\S+) not found": r"the topic \1 is missing: create it, or give another --topic",
+    **{f"Libraries for {codec} compression": f"compression {codec} {text}" for codec, text in INSTALL_PACKAGE.items()},
+    r"InvalidTimestamp|Timestamp \d+ of message": (
+        "the broker refuses the time of the messages: this host's clock is wrong, set it by NTP"
     ),
-    (r"WRONG_VERSION_NUMBER|Invalid frame length", "KAFKA_SECURITY_PROTOCOL does not fit this port of the broker"),
-    (r"DNS lookup failed for (\S+?),", r"there is no host \1"),
-    (r"ECONNREFUSED", CONNECTION_REFUSED),
-    (r"NotEnoughReplicas", "too few replicas of the topic are in sync: brokers are down, or cut off from each other"),
-    (r"timed out|RequestTimedOut", "no answer: the network or the broker is silent"),
-    (
-        r"Connection lost",
-        "the broker closes the connection: it is stopping, or the login or KAFKA_SECURITY_PROTOCOL is wrong",
+    r"WRONG_VERSION_NUMBER|Invalid frame length": "KAFKA_SECURITY_PROTOCOL does not fit this port of the broker",
+    r"DNS lookup failed for (\S+?),": r"there is no host \1",
+    r"ECONNREFUSED": "connection refused: nothing listens at KAFKA_BOOTSTRAP_SERVERS",
+    r"NotEnoughReplicas": "too few replicas of the topic are in sync: brokers are down, or cut off from each other",
+    r"timed out|RequestTimedOut": "no answer: the network or the broker is silent",
+    r"Connection lost": (
+        "the broker closes the connection: it is stopping, or the login or KAFKA_SECURITY_PROTOCOL is wrong"
     ),
-]
+}
 CAUSE_SECONDS = 30.0  # for so long a telling cause is not replaced by a less telling one
 
 
 def explain_kafka_error(text: str) -> str:
     """What an error of kafka-python means, or its own text in one line."""
-    for pattern, meaning in KAFKA_CAUSES:
+    for pattern, meaning in KAFKA_CAUSES.items():
         if match := re.search(pattern, text):
             return match.expand(meaning)
     return " ".join(text.split())
@@ -117,7 +110,7 @@ class KafkaLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text, now = record.getMessage(), self.clock()
-        for rank, (pattern, meaning) in enumerate(KAFKA_CAUSES):
+        for rank, (pattern, meaning) in enumerate(KAFKA_CAUSES.items()):
             if match := re.search(pattern, text):
                 if rank <= self.rank or now - self.at > CAUSE_SECONDS:
                     self.cause, self.rank, self.at = match.expand(meaning), rank, now
