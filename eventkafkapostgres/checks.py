@@ -49,6 +49,9 @@ class CheckResult(NamedTuple):
     text: str
 
 
+Check = Callable[[], Iterable[CheckResult] | None]  # None where there is nothing to say; SettingsError is a result
+
+
 @dataclass
 class Found:
     """What the lag is computed from."""
@@ -88,8 +91,8 @@ def check_producer(
     settings: Namespace, options: Callable[[], dict[str, Any]], kafka_log: KafkaLog
 ) -> Iterator[CheckResult]:
     """Everything that the producer needs; `options` makes those of its KafkaProducer."""
-    checks: dict[str, Callable[[], Iterable[CheckResult]]] = {
-        "intervals": lambda: check_settings(settings),
+    checks: dict[str, Check] = {
+        "intervals": lambda: check_intervals(settings.interval, settings.flush_interval),
         "bandwidth": lambda: check_bandwidth(settings.interface, settings.limit, settings.host),
         "outbox": lambda: [check_outbox(settings.outbox or outbox_path(os.environ))],
         "Kafka": lambda: check_kafka(KafkaProducer, options(), kafka_log, settings.topic, "WRITE", Found()),
@@ -105,7 +108,7 @@ def check_consumer(
 ) -> Iterator[CheckResult]:
     """Everything that the consumer needs; `options` makes those of its KafkaConsumer."""
     found = Found()
-    checks: dict[str, Callable[[], Iterable[CheckResult]]] = {
+    checks: dict[str, Check] = {
         "PostgreSQL": lambda: check_postgres(found),
         "Kafka": lambda: check_kafka(KafkaConsumer, options(), kafka_log, settings.topic, "READ", found),
     }
@@ -116,15 +119,15 @@ def check_consumer(
         yield CheckResult(True, f"lag: {counted(behind, 'message')} not recorded yet")
 
 
-def run_checks(checks: Mapping[str, Callable[[], Iterable[CheckResult]]], kafka_log: KafkaLog) -> Iterator[CheckResult]:
+def run_checks(checks: Mapping[str, Check], kafka_log: KafkaLog) -> Iterator[CheckResult]:
     """The results of checks that run side by side, in order.
 
     A wrong setting is a result like any other, and so is that a check has not ended in time.
     """
 
-    def collect(check: Callable[[], Iterable[CheckResult]], results: list[CheckResult]) -> None:
+    def collect(check: Check, results: list[CheckResult]) -> None:
         try:
-            for result in check():
+            for result in check() or ():
                 results.append(result)
         except SettingsError as error:
             results.append(CheckResult(False, str(error)))
@@ -144,12 +147,6 @@ def run_checks(checks: Mapping[str, Callable[[], Iterable[CheckResult]]], kafka_
 
 
 # The producer's host
-
-
-def check_settings(settings: Namespace) -> Iterator[CheckResult]:
-    """No result where they go together, else SettingsError."""
-    check_intervals(settings.interval, settings.flush_interval)
-    yield from ()
 
 
 def check_bandwidth(wanted: Sequence[str], limit: float, host: str) -> Iterator[CheckResult]:
