@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from kafka import KafkaConsumer
 
@@ -27,21 +27,14 @@ from eventkafkapostgres.database import Database
 from eventkafkapostgres.group import GroupMember
 from eventkafkapostgres.log import Terminal
 from eventkafkapostgres.notify import channel_name
-from eventkafkapostgres.outages import KafkaLog, SettingsError
+from eventkafkapostgres.outages import KafkaLog
 from eventkafkapostgres.postgres_checks import check_postgres
 from eventkafkapostgres.progress import Progress
 from eventkafkapostgres.reader import Reader
 from eventkafkapostgres.recorder import Recorder
 from eventkafkapostgres.records import decode_faster
 from eventkafkapostgres.recovery import Recovery
-from eventkafkapostgres.settings import (
-    CONSUMER_OPTIONS,
-    FIXED_CONSUMER_OPTIONS,
-    UNTIL_EMPTY_POLL_MS,
-    kafka_options,
-    make_client,
-    postgres_options,
-)
+from eventkafkapostgres.settings import consumer_options, make_client, postgres_options
 from eventkafkapostgres.tls import Certificates
 from eventkafkapostgres.topic import log_config_problems
 from eventkafkapostgres.workarounds import repair_fetcher
@@ -61,16 +54,6 @@ def record_warnings(recorder: Recorder, stop: Stop) -> None:
             recorder.commit_to_kafka(batch)
 
 
-def consumer_options(settings: argparse.Namespace) -> dict[str, Any]:
-    """What the KafkaConsumer is made with. SettingsError when a setting is wrong."""
-    fixed = {**FIXED_CONSUMER_OPTIONS, "group_id": settings.group}
-    waits = {"fetch_max_wait_ms": UNTIL_EMPTY_POLL_MS} if settings.until_empty else {}
-    options = kafka_options(KafkaConsumer, os.environ, CONSUMER_OPTIONS | waits, fixed)
-    if options["request_timeout_ms"] >= options["heartbeat_interval_ms"]:
-        raise SettingsError("KAFKA_REQUEST_TIMEOUT_MS must be less than KAFKA_HEARTBEAT_INTERVAL_MS")
-    return options
-
-
 def make_database(settings: argparse.Namespace) -> Database:
     """SettingsError when a setting is wrong."""
     return Database(*postgres_options(os.environ), settings.group, settings.topic, settings.notify)
@@ -78,14 +61,14 @@ def make_database(settings: argparse.Namespace) -> Database:
 
 def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> int:
     """--check: everything that the consumer needs."""
-    options = partial(consumer_options, settings)
+    options = partial(consumer_options, os.environ, settings.group, settings.until_empty)
     results = check_consumer(settings, options, lambda found: check_postgres(make_database(settings), found), kafka_log)
     return print_results(results)
 
 
 def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal: Terminal) -> int:
     """Record until stopped. SettingsError when a setting is wrong."""
-    options = consumer_options(settings)
+    options = consumer_options(os.environ, settings.group, settings.until_empty)
     certificates = Certificates(options)
     certificates.renew()
     database = make_database(settings)

@@ -19,11 +19,10 @@ import psycopg2
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 
-import kconsumer
 from bench.load import TOPIC, messages
 from eventkafkapostgres.database import COPY
 from eventkafkapostgres.message import Batch, flatten, parse
-from eventkafkapostgres.settings import postgres_options
+from eventkafkapostgres.settings import consumer_options, postgres_options
 from eventkafkapostgres.tls import Certificates
 
 BATCH = 10_000
@@ -46,7 +45,7 @@ def connect() -> Any:
 
 def polls(count: int) -> Iterator[dict[TopicPartition, list[Any]]]:
     """What each poll of a consumer with the consumer's own options returns, from the topic's start."""
-    options = kconsumer.consumer_options(kconsumer.build_parser("bench").parse_args(["--group", "bench"]))
+    options = consumer_options(os.environ, "bench", until_empty=False)
     consumer = KafkaConsumer(ssl_context=Certificates(options).context, **options)
     consumer.assign([TopicPartition(TOPIC, number) for number in sorted(consumer.partitions_for_topic(TOPIC))])
     consumer.seek_to_beginning()

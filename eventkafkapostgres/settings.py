@@ -128,6 +128,16 @@ def kafka_options(
     return {**chosen, **fixed}
 
 
+def consumer_options(environ: Mapping[str, str], group: str, until_empty: bool) -> dict[str, Any]:
+    """What the KafkaConsumer is made with. SettingsError when a setting is wrong."""
+    fixed = {**FIXED_CONSUMER_OPTIONS, "group_id": group}
+    waits = {"fetch_max_wait_ms": UNTIL_EMPTY_POLL_MS} if until_empty else {}
+    options = kafka_options(KafkaConsumer, environ, CONSUMER_OPTIONS | waits, fixed)
+    if options["request_timeout_ms"] >= options["heartbeat_interval_ms"]:
+        raise SettingsError("KAFKA_REQUEST_TIMEOUT_MS must be less than KAFKA_HEARTBEAT_INTERVAL_MS")
+    return options
+
+
 def did_you_mean(name: str, settable: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
     """The variable that a misspelt one was meant to be; None for a name that belongs to somebody else."""
     if SERVICE_LINK.fullmatch(name.removeprefix("KAFKA_")):
