@@ -42,6 +42,14 @@ def outbox_path(environ: Mapping[str, str]) -> Path:
     return Path(home, "eventKafkaPostgres", "outbox.sqlite")
 
 
+def check_path(path: Path, error: Exception) -> None:
+    """SettingsError where an error at the start means that there can't be an outbox at this path."""
+    if is_busy(error):
+        raise SettingsError(f"{path} is in use: one producer per outbox, give this one another --outbox") from error
+    if isinstance(error, OSError) and error.errno not in DISK_ERRNOS:
+        raise SettingsError(f"the outbox {path} can't be used: {error.strerror}; give another --outbox") from error
+
+
 def has_content(path: Path) -> bool:
     """Whether there is a file at this path, and something in it."""
     with suppress(OSError):
@@ -74,10 +82,11 @@ class Memory:
     removed: set[int] = field(default_factory=set)  # positions that the disk still has to take out
     episodes: Episodes = field(default_factory=Episodes)  # stored with each warning
 
-    def remove(self, position: int) -> None:
-        """It is acknowledged. One that memory has lost is none of ours any more."""
-        if self.handed_out.pop(position, None) and not self.unsaved.pop(position, None):
-            self.removed.add(position)
+    def remove(self, positions: Iterable[int]) -> None:
+        """They are acknowledged. One that memory has lost is none of ours any more."""
+        for position in positions:
+            if self.handed_out.pop(position, None) and not self.unsaved.pop(position, None):
+                self.removed.add(position)
 
     def is_stored(self) -> None:
         """The disk is up to date."""
@@ -97,31 +106,12 @@ class Memory:
             self.handed_out.pop(position, None)
         return len(excess)
 
-    def take_over(self, file: OutboxFile, source: sqlite3.Connection, expected: int) -> bool:
-        """Store what can be read of another file, and what memory knows; whether all of it could be read."""
-        known = self.handed_out | self.unsaved
-        found, is_readable = file.take_over(source, known.values(), self.removed, self.episodes)
+    def take_over(self, file: OutboxFile, source: sqlite3.Connection, waiting: int) -> bool:
+        """Store what can be read of another file, and what memory knows; whether that is all that waits."""
+        known, others = self.handed_out | self.unsaved, file.count
+        is_readable = file.take_over(source, self.removed, known.values(), self.episodes)
         self.is_stored()
-        return is_readable and found >= expected
-
-
-def replace_damaged(path: Path, error: Exception, memory: Memory, expected: int) -> tuple[OutboxFile | None, bool]:
-    """Set a damaged file aside. A new one with what can be read of it, if there can be one; and whether that is all."""
-    file = None
-    try:
-        aside = quarantine(path)
-        logger.error("Outbox: %s is damaged (%s): it is kept as %s, a new one begins", path, error, aside)
-        file = OutboxFile(path)
-        with closing(sqlite3.connect(aside)) as source:
-            complete = memory.take_over(file, source, expected)
-        if not complete:
-            logger.error("Outbox: what could not be read of it is still in %s: try sqlite3 .recover", aside)
-        return file, complete
-    except (OSError, sqlite3.Error) as worse:
-        logger.error("Outbox: %s", worse)
-        if file:
-            file.close()
-        return None, False
+        return is_readable and file.count - others >= waiting
 
 
 def reason(error: Exception) -> str:
@@ -147,12 +137,7 @@ class Outbox:
         try:
             self._use(OutboxFile(path, LOCK_SECONDS))
         except (OSError, sqlite3.Error) as error:
-            if is_busy(error):
-                text = f"{path} is in use: one producer per outbox, give this one another --outbox"
-                raise SettingsError(text) from error
-            if isinstance(error, OSError) and error.errno not in DISK_ERRNOS:
-                text = f"the outbox {path} can't be used: {error.strerror}; give another --outbox"
-                raise SettingsError(text) from error
+            check_path(path, error)
             self._recover(error)
 
     def __len__(self) -> int:
@@ -185,8 +170,7 @@ class Outbox:
 
     def remove(self, positions: Iterable[int]) -> None:
         """Take out what Kafka has acknowledged."""
-        for position in positions:
-            self.memory.remove(position)
+        self.memory.remove(positions)
         self._store()
 
     def maintain(self) -> None:
@@ -233,26 +217,27 @@ class Outbox:
             lost = counted(count, "warning") + (" is" if count == 1 else " are")
             logger.error("Outbox: %s lost: neither the disk nor Kafka took what memory can't keep", lost)
 
-    def _use(self, file: OutboxFile) -> None:
-        self.file, self.last_position = file, max(self.last_position, file.last_position())
-        self.episodes.update(file.episodes() | self.episodes)
-        self.retry_at = self.clock()
+    def _use(self, file: OutboxFile, source: sqlite3.Connection | None = None) -> bool:
+        """Go on with a file, and with what can be read of the one before; whether that is all of it."""
+        try:
+            complete = not source or self.memory.take_over(file, source, len(self))
+            self.last_position = max(self.last_position, file.last_position())
+            self.episodes.update(file.episodes() | self.episodes)
+        except sqlite3.Error:
+            file.close()
+            raise
+        self.left_behind |= not complete
+        self.file, self.retry_at = file, self.clock()
+        return complete
 
     def _reopen(self) -> None:
         """Use the file at our path, created where there is none, and bring along what a removed one holds."""
-        old, file = self.file, None
-        is_elsewhere = bool(old and old.make_room())
+        old = self.file
+        source = old.make_room() if old else None
         try:
-            file = OutboxFile(self.path)
-            if is_elsewhere or not old:
-                file.move_behind(self.last_position)
-            complete = not (old and is_elsewhere) or self.memory.take_over(file, old.connection, old.count)
-            self.left_behind |= not complete
-            self._use(file)
+            complete = self._use(OutboxFile(self.path, 0.0, self.last_position if source or not old else 0), source)
         except (OSError, sqlite3.Error) as error:
-            if file:
-                file.close()
-            if not is_elsewhere:
+            if not source:
                 self._recover(error)
             elif is_damage(error):  # it is none of ours: the next time there is room for a new one
                 with suppress(OSError):
@@ -267,15 +252,19 @@ class Outbox:
 
     def _recover(self, error: Exception, damaged: bool = False) -> None:
         """Set a damaged file aside and go on with what can be read of it, in a new one. Else memory has to do."""
-        old, self.file = self.file, None
-        if old:
-            old.close()
+        if self.file:
+            self.file.close()
         if damaged or is_damage(error):
-            file, complete = replace_damaged(self.path, error, self.memory, old.count if old else 0)
-            self.left_behind |= not complete
-            if file:
-                self._use(file)
-        if not self.file:
-            self.memory.has_no_file()
-            self.retry_at = self.clock() + RETRY_SECONDS
-            self.outage.begin(f"{self.path} can't be used ({reason(error)}): {MEMORY_LIMIT}")
+            try:
+                aside = quarantine(self.path)
+                logger.error("Outbox: %s is damaged (%s): it is kept as %s, a new one begins", self.path, error, aside)
+                with closing(sqlite3.connect(aside)) as source:
+                    if not self._use(OutboxFile(self.path), source):
+                        logger.error("Outbox: what could not be read of it is still in %s: try sqlite3 .recover", aside)
+                return
+            except (OSError, sqlite3.Error) as worse:
+                self.left_behind = True
+                logger.error("Outbox: %s", worse)
+        self.file, self.retry_at = None, self.clock() + RETRY_SECONDS
+        self.memory.has_no_file()
+        self.outage.begin(f"{self.path} can't be used ({reason(error)}): {MEMORY_LIMIT}")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,13 +48,12 @@ def quarantine(path: Path) -> Path:
 def salvage(connection: sqlite3.Connection, errors: list[sqlite3.Error]) -> Iterator[StoredWarning]:
     """What can be read: from the oldest on, and where that breaks off, from the newest back."""
     last = -(1 << 63)  # below every position
+    readable = f"select {COLUMNS} from warnings where position > ? and key is not null and value is not null"
     for order in ("asc", "desc"):
-        query = f"select {COLUMNS} from warnings where position > ? order by position {order}"
         try:
-            for position, key, value in connection.execute(query, (last,)):
-                if isinstance(key, bytes) and isinstance(value, bytes):
-                    yield StoredWarning(position, key, value)
-                last = position if order == "asc" else last
+            for row in connection.execute(f"{readable} order by position {order}", (last,)):
+                yield (warning := StoredWarning(*row))
+                last = warning.position if order == "asc" else last
             return
         except sqlite3.Error as error:
             errors.append(error)
@@ -62,10 +62,10 @@ def salvage(connection: sqlite3.Connection, errors: list[sqlite3.Error]) -> Iter
 class OutboxFile:
     """The SQLite file, held by an exclusive lock until it is closed. Its methods raise sqlite3.Error."""
 
-    def __init__(self, path: Path, lock_seconds: float = 0.0) -> None:
+    def __init__(self, path: Path, lock_seconds: float = 0.0, behind: int = 0) -> None:
         """Open it, or make it, for its owner alone. OSError or sqlite3.Error when that can't be.
 
-        `lock_seconds`: how long to wait for another process to let it go.
+        `lock_seconds`: how long to wait for another process to let it go. What is in it gets positions `behind` one.
         """
         self.path = path
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,6 +91,9 @@ class OutboxFile:
             if (found := self.connection.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(found)
             self.count = int(self.connection.execute("select count(*) from warnings").fetchone()[0])
+            if behind:
+                shift = max(behind, self.last_position()) + 1  # so far that it collides with nothing on the way
+                self.connection.execute("update warnings set position = position + ?", (shift,))
         except sqlite3.Error:
             self.connection.close()
             raise
@@ -110,15 +113,16 @@ class OutboxFile:
         """Whether nobody has removed or replaced it."""
         return self._identity() == self.identity
 
-    def make_room(self) -> bool:
-        """Before another file is opened at our path; whether this one still holds what is nowhere else."""
+    def make_room(self) -> sqlite3.Connection | None:
+        """Before another file is opened at our path; the connection, where this one holds what is nowhere else."""
         (file, log), (our_file, our_log) = self._identity(), self.identity
         if file == our_file:  # only the log was removed: closing stores what is in it
             self.close()
-        elif log == our_log:  # the other file would be changed by it
+            return None
+        if log == our_log:  # the other file would be changed by it
             with suppress(OSError):
                 os.unlink(f"{self.path}-wal")
-        return file != our_file
+        return self.connection
 
     def after(self, position: int, limit: int) -> list[StoredWarning]:
         """The oldest warnings behind a position, at most so many."""
@@ -136,33 +140,19 @@ class OutboxFile:
         self.count += added - removed
 
     def take_over(
-        self, source: sqlite3.Connection, known: Iterable[StoredWarning], removed: Container[int], episodes: Episodes
-    ) -> tuple[int, bool]:
+        self, source: sqlite3.Connection, removed: Container[int], known: Iterable[StoredWarning], episodes: Episodes
+    ) -> bool:
         """Store what can be read of another file, without `removed`, and what is `known` besides.
 
-        Returns how many could be read, and whether nothing hindered that.
+        Returns whether no error hindered the reading.
         """
         errors: list[sqlite3.Error] = []
-        found = 0
-
-        def warnings() -> Iterator[StoredWarning]:
-            nonlocal found
-            for warning in salvage(source, errors):
-                found += 1
-                if warning.position not in removed:
-                    yield warning
-            yield from known
-
-        self.write(warnings(), (), episodes)
-        return found, not errors
+        found = (warning for warning in salvage(source, errors) if warning.position not in removed)
+        self.write(chain(found, known), (), episodes)
+        return not errors
 
     def last_position(self) -> int:
         return int(self.connection.execute("select coalesce(max(position), 0) from warnings").fetchone()[0])
-
-    def move_behind(self, position: int) -> None:
-        """Give all that is in it positions behind this one."""
-        shift = max(position, self.last_position()) + 1  # so far that it collides with nothing on the way
-        self.connection.execute("update warnings set position = position + ?", (shift,))
 
     def episodes(self) -> dict[str, tuple[datetime, datetime]]:
         """The last episode (overload) of each host."""
