@@ -93,7 +93,7 @@ class Delivery:
         self.acknowledgements = 0
         self.partitions = 0  # of the topic, as this producer knows it
         self.sent_up_to = 0  # position
-        self.alive_at = self.active_at = self.made_at = clock()  # the last answer, the last send, the last new producer
+        self.alive_at = self.active_at = clock()  # the last answer or new producer; the last send or new producer
         self.refused = self.was_reached = False  # since it worked; Kafka has ever told of the topic
         self.replace_at, self.pause_seconds = math.inf, PAUSE_SECONDS[0]
         self.heartbeat: InFlight | None = None
@@ -113,8 +113,6 @@ class Delivery:
         in_flight = len(self.bandwidth_exceeds.events)
         if in_flight < min(len(self.outbox), MAX_IN_FLIGHT) and self.partitions and self.replace_at == math.inf:
             for position, key, value in self.outbox.after(self.sent_up_to, MAX_IN_FLIGHT - in_flight):
-                if self.replace_at < math.inf:
-                    break
                 self.sent_up_to = position
                 yield InFlight(position, key, value)
 
@@ -196,7 +194,7 @@ class Delivery:
             self.alive_at = self.clock()
             if not known and not self.refused:
                 self.outage.end()
-        silent_seconds = self.clock() - max(self.alive_at, self.made_at)
+        silent_seconds = self.clock() - self.alive_at
         if self.replace_at == math.inf and (cause := silence(self.kafka_log, silent_seconds, self.answer_seconds)):
             self.outage.begin(cause)
         if silent_seconds > 3 * self.answer_seconds + self.pause_seconds:
@@ -204,9 +202,9 @@ class Delivery:
 
     def _replace_producer(self) -> None:
         """The cure: a new KafkaProducer, nothing in flight, and sending begins again at the oldest warning."""
-        self.made_at = self.active_at = self.clock()
+        self.alive_at = self.active_at = self.clock()
         self.pause_seconds = min(2 * self.pause_seconds, PAUSE_SECONDS[1])
-        self.replace_at = self.made_at + self.pause_seconds
+        self.replace_at = self.alive_at + self.pause_seconds
         try:
             kproducer = self.new_producer()
         except OSError as error:  # no file is left to open, or no thread to start
