@@ -239,23 +239,20 @@ class Batch:
 
 def parse(records: Sequence[Any], topic_id: UUID, expected_offsets: Mapping[TopicPartition, int]) -> Batch:
     """A batch of any records of one topic; what can't be a row is in it with the reason. Never an error."""
-    batch = Batch(topic_id, records, {}, {})
-    last: dict[int, Any] = {}
+    last = {record.partition: record for record in records}
+    next_offsets = {TopicPartition(record.topic, record.partition): record.offset + 1 for record in last.values()}
+    batch = Batch(topic_id, records, {at: expected_offsets[at] for at in next_offsets}, next_offsets)
     for record in records:
-        partition = record.partition
-        last[partition] = record
         try:
             if record.value is None:
                 raise ValueError("a tombstone: a message without a value")
-            batch.rows.append((record, copy_line(record.value, record.topic, partition, record.offset)))
+            batch.rows.append((record, copy_line(record.value, record.topic, record.partition, record.offset)))
         except (ValueError, RecursionError) as error:
             if found := read_heartbeat(record.value):
                 host, at = found
                 batch.heartbeats[host] = max(at, batch.heartbeats.get(host, at))
             else:
                 batch.rejected.append((record, str(error)))
-    batch.next_offsets = {TopicPartition(record.topic, record.partition): record.offset + 1 for record in last.values()}
-    batch.expected_offsets = {at: expected_offsets[at] for at in batch.next_offsets}
     return batch
 
 
