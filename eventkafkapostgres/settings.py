@@ -24,14 +24,18 @@ logger = logging.getLogger(__name__)
 POLL_MS = 1000  # as long as the broker holds a fetch when there is nothing: longer is cheaper, and no slower
 UNTIL_EMPTY_POLL_MS = 200  # the same with --until-empty
 
-PRODUCER_OPTIONS: dict[str, Any] = {
-    "client_id": "kproducer",
+# What each client is made with, unless the environment says otherwise.
+COMMON_OPTIONS: dict[str, Any] = {
+    **CLIENT_OPTIONS,
+    "api_version": (3, 9),  # given, so that no constructor waits for a broker; the real versions are negotiated anyway
+    "security_protocol": "SSL",
     "request_timeout_ms": 5000,
-    "retry_backoff_ms": 500,  # sending ten times a second what too few replicas take costs 2 % of a core
+    "retry_backoff_ms": 500,  # ten times a second (a missing topic, too few replicas) costs 2 % of a core
     "reconnect_backoff_max_ms": 2000,
     "metadata_max_age_ms": 10000,  # the longest until a topic or a right that was missing is noticed
     "metrics_enabled": False,
 }
+PRODUCER_OPTIONS: dict[str, Any] = {"client_id": "kproducer"}
 FIXED_PRODUCER_OPTIONS: dict[str, Any] = {  # the guarantees depend on these: no setting changes them
     "acks": "all",
     "enable_idempotence": False,
@@ -42,22 +46,16 @@ FIXED_PRODUCER_OPTIONS: dict[str, Any] = {  # the guarantees depend on these: no
 }
 CONSUMER_OPTIONS: dict[str, Any] = {
     "client_id": "kconsumer",
-    "request_timeout_ms": 5000,
-    "retry_backoff_ms": 500,  # asking ten times a second for a topic that is missing costs 2 % of a core
     "heartbeat_interval_ms": 6000,
     "session_timeout_ms": 20000,
-    "reconnect_backoff_max_ms": 2000,
-    "metadata_max_age_ms": 10000,
     "max_poll_records": 10000,
     "fetch_max_wait_ms": POLL_MS,
-    "metrics_enabled": False,
     "fetch_max_bytes": 2 << 20,
     "allow_auto_create_topics": False,  # a --topic that is misspelt must not be created by reading it
 }
 FIXED_CONSUMER_OPTIONS: dict[str, Any] = {  # the guarantees depend on these: no setting changes them
     "enable_auto_commit": False,
     "auto_offset_reset": "none",
-    "group_id": "kconsumer",
     "consumer_timeout_ms": math.inf,
     "check_crcs": True,
 }
@@ -74,7 +72,6 @@ KEEPALIVE_OPTIONS: dict[str, Any] = {  # libpq has no variables for these
     **({"tcp_user_timeout": 8000} if sys.platform == "linux" else {}),
 }
 SSL_MODES = ("verify-full", "verify-ca", "require", "prefer", "allow", "disable")
-API_VERSION = (3, 9)  # given, so that no constructor waits for a broker; the real versions are negotiated anyway
 NOT_SETTABLE_FROM_ENV = {  # options whose default is None, but whose values are objects, or that are of no use here
     "ssl_context", "sasl_oauth_token_provider", "key_serializer", "value_serializer", "key_deserializer",
     "value_deserializer", "partition_assignment_strategy", "group_instance_id", "transactional_id", "socks5_proxy",
@@ -92,17 +89,17 @@ LISTED_NAMES = 5  # the log line names at most so many variables that are not us
 def kafka_options(
     client: Any, environ: Mapping[str, str], options: Mapping[str, Any], fixed: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a Kafka client is made with: `options`, then each KAFKA_<OPTION> with its type, then `fixed`.
+    """What a Kafka client is made with: COMMON_OPTIONS, `options`, each KAFKA_<OPTION> with its type, `fixed`.
 
     SettingsError says in one line which setting is wrong and what to do.
     """
-    known = {**KafkaConsumer.DEFAULT_CONFIG, **KafkaProducer.DEFAULT_CONFIG, "api_version": API_VERSION}
+    known = {**KafkaConsumer.DEFAULT_CONFIG, **KafkaProducer.DEFAULT_CONFIG, **COMMON_OPTIONS}
     settable = {
         name: default
         for name, default in known.items()
         if name not in NOT_SETTABLE_FROM_ENV and isinstance(default, bool | int | float | str | tuple | None)
     }
-    chosen: dict[str, Any] = {"security_protocol": "SSL", "api_version": API_VERSION, **CLIENT_OPTIONS, **options}
+    chosen: dict[str, Any] = {**COMMON_OPTIONS, **options}
     unused = []
     for name, text in environ.items():
         if not name.startswith("KAFKA_"):
