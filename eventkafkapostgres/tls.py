@@ -53,6 +53,8 @@ class Certificates:
         if options["security_protocol"].endswith("SSL"):
             self.context = TLSContext(ssl.PROTOCOL_TLS_CLIENT)
             self.load(self.context)
+            if self.tls.get("ssl_keyfile") and not self.tls.get("ssl_certfile"):
+                raise SettingsError("KAFKA_SSL_CERTFILE is not set, but KAFKA_SSL_KEYFILE is: a client needs both")
         self.loaded = self.digests()
         self.reminded_at = -math.inf
         self.reported = ""  # what was logged about files that can't be used
@@ -78,11 +80,7 @@ class Certificates:
                 wrong = "KAFKA_SSL_CERTFILE and KAFKA_SSL_KEYFILE (or its KAFKA_SSL_PASSWORD) don't fit"
                 password = tls.get("ssl_password") or ""  # without one, OpenSSL would ask on the terminal
                 context.load_cert_chain(tls["ssl_certfile"], tls.get("ssl_keyfile") or None, password)
-            elif tls.get("ssl_keyfile"):
-                raise SettingsError("KAFKA_SSL_CERTFILE is not set, but KAFKA_SSL_KEYFILE is: a client needs both")
         except (ssl.SSLError, ValueError) as error:  # ValueError: a password that is too long
-            if isinstance(error, SettingsError):
-                raise
             raise SettingsError(f"{wrong}: {getattr(error, 'reason', None) or error}") from error
 
     def digests(self) -> list[bytes]:
@@ -130,9 +128,7 @@ def expiry_dates(pem: str) -> list[datetime]:
     """When each certificate of a PEM file expires: the second time of its validity (RFC 5280, section 4.1.2.5)."""
     dates = []
     for certificate in re.findall(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", pem, re.DOTALL):
-        times = re.findall(rb"\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z", ssl.PEM_cert_to_DER_cert(certificate))
-        short, long = (text.decode() for text in times[1])
-        # RFC 5280: a year of two digits below 50 is in this century
-        full = long or ("20" if short < "50" else "19") + short
-        dates.append(datetime.strptime(full + "+0000", "%Y%m%d%H%M%S%z"))
+        times = re.findall(rb"\x17\x0d(\d{12}Z)|\x18\x0f(\d{14}Z)", ssl.PEM_cert_to_DER_cert(certificate))
+        short, long = (text.decode() for text in times[1])  # Python's %y puts 69 to 99 into the 20th century
+        dates.append(datetime.strptime(short or long, "%y%m%d%H%M%S%z" if short else "%Y%m%d%H%M%S%z"))
     return dates
