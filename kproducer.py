@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                             answer_seconds(options))  # fmt: skip
         logger.info("started: limit %s, topic %s, %s waiting in %s", format_rate(settings.limit), settings.topic,
                     counted(len(outbox), "warning"), outbox.path)  # fmt: skip
-        ticks = samples(settings.interval, Interfaces(settings.interface), stop, delivery.pause)
+        ticks = samples(settings.interval, Interfaces(settings.interface), stop.wait, delivery.pause)
         rounds = chain(ticks, repeat(None))  # SIGINT and SIGTERM end the ticks: one more round, for the flush
         show = terminal.set_status
         while bandwidth_exceed_event_system(rounds, bandwidth_exceeds, outbox, delivery, settings, stop, show):

@@ -8,10 +8,10 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import psutil
 
@@ -43,13 +43,6 @@ class Sample(NamedTuple):
     @property
     def bytes_per_second(self) -> float:
         return round(self.bytes_sent_per_second + self.bytes_received_per_second, 1)
-
-
-class Stop(Protocol):
-    """What ends the sampling."""
-
-    def wait(self, seconds: float, /) -> bool:
-        """Wait so long, or until it is set; whether it is set."""
 
 
 # Counters and rates
@@ -227,22 +220,25 @@ def read_counters() -> dict[str, tuple[int, int]]:
 def samples(
     interval_seconds: float,
     interfaces: Interfaces,
-    stop: Stop,
+    wait: Callable[[float], bool],
     pause: Callable[[], float],
     counters: Callable[[], Counters] = read_counters,
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Iterator[Sample | None]:
-    """The bandwidth at each tick, and None between two ticks whenever the caller has work, until `stop` is set.
+    """The bandwidth at each tick, and None between two ticks whenever the caller has work.
 
-    pause() says for how many seconds the caller has none. Ticks are counted from the start, so the second doesn't
-    drift. A tick that was missed (the host was asleep) is left out; its bytes are in the next, over the measured time.
+    wait() waits for so many seconds, and ends the sampling where it is true, as Stop.wait() is. pause() says for how
+    many seconds the caller has no work. Ticks are counted from the start, so the second doesn't drift. A tick that was
+    missed (the host was asleep) is left out; its bytes are in the next, over the measured time.
     """
-    started_at = measured_at = clock()
+    started_at = measured_at = tick_at = clock()
     before: Counters | None = None
-    tick = 0
-    while not (yield from _wait_until(started_at + tick * interval_seconds, stop, pause, clock)):
+    while not wait(max(0.0, min(tick_at - clock(), pause()))):
         at = clock()
+        if at < tick_at:
+            yield None
+            continue
         try:
             after = counters()
         except OSError as error:
@@ -255,14 +251,4 @@ def samples(
                 yield Sample(now(), seconds, list(measured), *bandwidth(before, measured, seconds))
             before, measured_at = after, at
         tick = math.floor((at - started_at) / interval_seconds + 0.5) + 1
-
-
-def _wait_until(
-    tick_at: float, stop: Stop, pause: Callable[[], float], clock: Callable[[], float]
-) -> Generator[None, None, bool]:
-    """Yield whenever the caller has work; whether `stop` was set before the tick came."""
-    while not stop.wait(max(0.0, min(tick_at - clock(), pause()))):
-        if clock() >= tick_at:
-            return False
-        yield None
-    return True
+        tick_at = started_at + tick * interval_seconds

@@ -272,6 +272,12 @@ def measure(build: Callable[[Network], None], stack: ExitStack) -> dict[str, Any
     }
 
 
+def wait(seconds: float) -> bool:
+    """Of a stop that is never set."""
+    time.sleep(seconds)
+    return False
+
+
 def renamed(stack: ExitStack) -> list[str]:
     """The log of an interface that was asked for, comes after the start, is renamed, and gets its name back."""
     lines: list[str] = []
@@ -279,7 +285,7 @@ def renamed(stack: ExitStack) -> list[str]:
     handler.emit = lambda record: lines.append(f"{record.levelname} {record.getMessage()}")  # type: ignore[method-assign]
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     host = Namespace(stack, own=True)
-    measured = samples(0.01, Interfaces(["dum0"]), Stop(), lambda: math.inf)
+    measured = samples(0.01, Interfaces(["dum0"]), wait, lambda: math.inf)
     for change, interfaces in (
         ("link set lo up", []),
         ("link add dum0 type bridge", ["dum0"]),
@@ -291,14 +297,6 @@ def renamed(stack: ExitStack) -> list[str]:
         assert any(seen), change
         next(measured)
     return lines
-
-
-class Stop:
-    """One that is never set."""
-
-    def wait(self, seconds: float) -> bool:
-        time.sleep(seconds)
-        return False
 
 
 def main() -> None:

@@ -408,7 +408,7 @@ def measure(clock, stop, counters, pause=no_work, interval=1.0, interfaces=("eth
 
     if not isinstance(interfaces, Interfaces):
         interfaces = Interfaces(interfaces)
-    return samples(interval, interfaces, stop, pause, counters, clock, now)
+    return samples(interval, interfaces, stop.wait, pause, counters, clock, now)
 
 
 def only_samples(measured):
