@@ -9,7 +9,6 @@ import math
 import os
 import re
 import ssl
-import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -65,11 +64,11 @@ POSTGRES_DEFAULTS = {  # in the environment, for that is where libpq looks last
     "PGGSSENCMODE": "disable",
     "PGSSLMODE": "verify-full",
 }
-KEEPALIVE_OPTIONS: dict[str, Any] = {  # libpq has no variables for these
+KEEPALIVE_OPTIONS: dict[str, Any] = {  # libpq has no variables for these, and ignores what a system lacks
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 2,
-    **({"tcp_user_timeout": 8000} if sys.platform == "linux" else {}),
+    "tcp_user_timeout": 8000,
 }
 SSL_MODES = ("verify-full", "verify-ca", "require", "prefer", "allow", "disable")
 NOT_SETTABLE_FROM_ENV = {  # options whose default is None, but whose values are objects, or that are of no use here
