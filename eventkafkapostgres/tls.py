@@ -39,11 +39,7 @@ class Certificates:
     def __init__(self, options: dict[str, Any]) -> None:
         """Takes the ssl_ options out of `options`: kafka-python gets the context instead."""
         self.tls = {name: options.pop(name) for name in list(options) if name.startswith("ssl_")}
-        self.files = {
-            n: Path(self.tls[n])
-            for n in ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
-            if self.tls.get(n)
-        }
+        self.files = {name: Path(text) for name, text in self.tls.items() if name.endswith("file") and text}
         for name, path in self.files.items():
             try:
                 path.read_bytes()
