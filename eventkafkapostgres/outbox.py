@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 
 from eventkafkapostgres.outages import Outage, SettingsError, counted
-from eventkafkapostgres.outbox_file import OutboxFile, StoredWarning, is_busy, is_damage, quarantine
+from eventkafkapostgres.outbox_file import OutboxFile, StoredWarning, is_busy, is_damage, quarantine, salvage
 
 logger = logging.getLogger(__name__)
 
@@ -108,10 +109,12 @@ class Memory:
 
     def take_over(self, file: OutboxFile, source: sqlite3.Connection, waiting: int) -> bool:
         """Store what can be read of another file, and what memory knows; whether that is all that waits."""
-        known, others = self.handed_out | self.unsaved, file.count
-        is_readable = file.take_over(source, self.removed, known.values(), self.episodes)
+        errors: list[sqlite3.Error] = []
+        readable = (warning for warning in salvage(source, errors) if warning.position not in self.removed)
+        others = file.count
+        file.write(chain(readable, (self.handed_out | self.unsaved).values()), (), self.episodes)
         self.is_stored()
-        return is_readable and file.count - others >= waiting
+        return not errors and file.count - others >= waiting
 
 
 def reason(error: Exception) -> str:

@@ -7,10 +7,9 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,18 +137,6 @@ class OutboxFile:
             removed = to.executemany("delete from warnings where position = ?", ((at,) for at in remove)).rowcount
             to.executemany("insert or replace into episodes values (?, ?, ?)", begun)
         self.count += added - removed
-
-    def take_over(
-        self, source: sqlite3.Connection, removed: Container[int], known: Iterable[StoredWarning], episodes: Episodes
-    ) -> bool:
-        """Store what can be read of another file, without `removed`, and what is `known` besides.
-
-        Returns whether no error hindered the reading.
-        """
-        errors: list[sqlite3.Error] = []
-        found = (warning for warning in salvage(source, errors) if warning.position not in removed)
-        self.write(chain(found, known), (), episodes)
-        return not errors
 
     def last_position(self) -> int:
         return int(self.connection.execute("select coalesce(max(position), 0) from warnings").fetchone()[0])
