@@ -101,7 +101,7 @@ class Memory:
 
     def drop_excess(self) -> int:
         """Keep the newest MAX_IN_MEMORY; how many are lost."""
-        excess = sorted(self.unsaved)[: max(0, len(self.unsaved) - MAX_IN_MEMORY)]
+        excess = sorted(self.unsaved)[:-MAX_IN_MEMORY]
         for position in excess:
             del self.unsaved[position]
             self.handed_out.pop(position, None)
@@ -238,7 +238,7 @@ class Outbox:
         old = self.file
         source = old.make_room() if old else None
         try:
-            complete = self._use(OutboxFile(self.path, 0.0, self.last_position if source or not old else 0), source)
+            complete = self._use(OutboxFile(self.path, behind=0 if old and not source else self.last_position), source)
         except (OSError, sqlite3.Error) as error:
             if not source:
                 self._recover(error)

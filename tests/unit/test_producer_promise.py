@@ -40,8 +40,8 @@ class Clock:
 class QuickFile(OutboxFile):
     """Not waiting for the disk: nothing here cuts the power."""
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
         self.connection.execute("pragma synchronous = off")
 
 
