@@ -107,10 +107,11 @@ class Memory:
             self.handed_out.pop(position, None)
         return len(excess)
 
-    def take_over(self, file: OutboxFile, source: sqlite3.Connection, waiting: int) -> bool:
+    def take_over(self, file: OutboxFile, source: sqlite3.Connection, waiting: int, behind: int) -> bool:
         """Store what can be read of another file, and what memory knows; whether that is all that waits."""
         errors: list[sqlite3.Error] = []
-        readable = (warning for warning in salvage(source, errors) if warning.position not in self.removed)
+        readable = (StoredWarning(behind + position, key, value) for position, key, value in salvage(source, errors)
+                    if position not in self.removed)  # fmt: skip
         others = file.count
         file.write(chain(readable, (self.handed_out | self.unsaved).values()), (), self.episodes)
         self.is_stored()
@@ -223,7 +224,8 @@ class Outbox:
     def _use(self, file: OutboxFile, source: sqlite3.Connection | None = None) -> bool:
         """Go on with a file, and with what can be read of the one before; whether that is all of it."""
         try:
-            complete = not source or self.memory.take_over(file, source, len(self))
+            behind = 0 if self.file else self.last_position  # what was never ours collides with what memory holds
+            complete = not source or self.memory.take_over(file, source, len(self), behind)
             self.last_position = max(self.last_position, file.last_position())
             self.episodes.update(file.episodes() | self.episodes)
         except sqlite3.Error:

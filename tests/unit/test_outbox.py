@@ -564,3 +564,28 @@ def test_an_overload_goes_on_in_the_new_file(outbox, clock):
     again = Outbox(outbox.path, clock)
     assert again.episodes == {"web-1": (NOON, NOON)}
     again.close()
+
+
+def test_a_file_that_turns_out_to_be_damaged_when_the_disk_is_back_hides_nothing_that_memory_holds(
+    tmp_path, clock, monkeypatch
+):
+    path = tmp_path / "outbox.sqlite"
+    first = Outbox(path)
+    put(first, *(f"{n:03}{FAT}" for n in range(100)))
+    first.close()
+    content = bytearray(path.read_bytes())
+    at = content.index(b"050xxx") // 4096 * 4096
+    content[at : at + 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+    with monkeypatch.context() as broken:
+        refuse_files(broken, errno.EIO)
+        outbox = Outbox(path, clock)
+        put(outbox, "new 0", "new 1", "new 2")
+        sent = outbox.after(0, 2)
+    clock.now += 2
+    outbox.maintain()
+    outbox.remove(warning.position for warning in sent)
+    found = [value[:5] for value in values(outbox)]
+    assert found[:2] == [b"new 2", b"000xx"]
+    assert found[-1] == b"099xx"
+    outbox.close()
