@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 COLUMNS = "position, cast(key as blob), cast(value as blob)"  # their type is one bit of the file
+MAX_POSITION = 1 << 53  # a higher one is damage, and would leave no room for what comes behind it
 Episodes = Mapping[str, tuple[datetime, datetime]]  # by host: observed_at of the first and of the last warning
 
 
@@ -46,8 +47,11 @@ def quarantine(path: Path) -> Path:
 
 def salvage(connection: sqlite3.Connection, errors: list[sqlite3.Error]) -> Iterator[StoredWarning]:
     """What can be read: from the oldest on, and where that breaks off, from the newest back."""
-    last = -(1 << 63)  # below every position
-    readable = f"select {COLUMNS} from warnings where position > ? and key is not null and value is not null"
+    last = 0
+    readable = (
+        f"select {COLUMNS} from warnings where position > ? and position <= {MAX_POSITION} "
+        "and key is not null and value is not null"
+    )
     for order in ("asc", "desc"):
         try:
             for row in connection.execute(f"{readable} order by position {order}", (last,)):
@@ -89,7 +93,10 @@ class OutboxFile:
                 self.connection.execute(statement)
             if (found := self.connection.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(found)
-            self.count = int(self.connection.execute("select count(*) from warnings").fetchone()[0])
+            summary = "select count(*), coalesce(min(position), 1), coalesce(max(position), 1) from warnings"
+            self.count, first, last = self.connection.execute(summary).fetchone()
+            if first < 1 or last > MAX_POSITION:
+                raise sqlite3.DatabaseError("a position is out of range")
             if behind:
                 shift = max(behind, self.last_position()) + 1  # so far that it collides with nothing on the way
                 self.connection.execute("update warnings set position = position + ?", (shift,))

@@ -310,6 +310,19 @@ def test_a_damaged_outbox_is_set_aside_and_a_new_one_begins(tmp_path, caplog, co
     outbox.close()
 
 
+@pytest.mark.parametrize("position", [-5, 2**63 - 1])
+def test_a_position_that_nobody_gave_is_damage_and_the_rest_goes_on(outbox, tmp_path, position):
+    put(outbox, "a", "b")
+    outbox.close()
+    with closing(sqlite3.connect(outbox.path)) as file, file:
+        file.execute("update warnings set position = ? where position = 2", (position,))
+    again = Outbox(outbox.path)
+    put(again, "c")
+    assert values(again) == [b"a", b"c"]
+    assert len([*tmp_path.glob("*.damaged-*[0-9]")]) == 1
+    again.close()
+
+
 def test_an_outbox_that_is_damaged_while_running_is_set_aside_and_what_is_in_flight_is_kept(outbox, tmp_path):
     put(outbox, "a", "b")
     (sent,) = outbox.after(0, 1)
