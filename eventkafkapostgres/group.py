@@ -23,6 +23,16 @@ UNSTABLE_SECONDS = 25.0  # without partitions for so long, a member may never ge
 logger = logging.getLogger(__name__)
 
 
+def ask_offsets(
+    ask: Callable[..., dict[TopicPartition, int]], partitions: list[TopicPartition]
+) -> dict[TopicPartition, int]:
+    """The answer of a KafkaConsumer's beginning_offsets() or end_offsets()."""
+    try:
+        return ask(partitions, timeout_ms=OFFSETS_TIMEOUT_MS)
+    except KeyError as error:  # kafka-python 3.0.12, where a partition lost its leader meanwhile
+        raise KafkaTimeoutError(f"no offsets of {error}") from error
+
+
 class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
     """Reads one topic. Where it reads each partition is for others to say: until seek(), a partition is not read.
 
@@ -109,11 +119,8 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
         chosen = list(partitions)
         if not chosen:
             return {}
-        try:
-            begins = self.kconsumer.beginning_offsets(chosen, timeout_ms=OFFSETS_TIMEOUT_MS)
-            ends = self.kconsumer.end_offsets(chosen, timeout_ms=OFFSETS_TIMEOUT_MS)
-        except KeyError as error:  # kafka-python 3.0.12, where a partition lost its leader meanwhile
-            raise KafkaTimeoutError(f"no offsets of {error}") from error
+        begins = ask_offsets(self.kconsumer.beginning_offsets, chosen)
+        ends = ask_offsets(self.kconsumer.end_offsets, chosen)
         self.heard_at = self.clock()
         return {at: (begins[at], ends[at]) for at in chosen}
 
@@ -125,7 +132,8 @@ class GroupMember(ConsumerRebalanceListener):  # type: ignore[misc]
     def probe(self) -> None:
         """Hear from Kafka, or KafkaTimeoutError."""
         ready = self.assigned() - self.without_leader()
-        self.bounds(ready or [TopicPartition(self.topic, 0)])
+        ask_offsets(self.kconsumer.end_offsets, list(ready) or [TopicPartition(self.topic, 0)])
+        self.heard_at = self.clock()
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Read this partition from here on."""

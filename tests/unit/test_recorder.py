@@ -317,6 +317,15 @@ def test_an_answer_without_a_partition_that_has_just_lost_its_leader_is_asked_fo
     assert world.missing() == []
 
 
+def test_whether_an_idle_kafka_is_there_takes_one_question(world):
+    world.run(10)
+    ask, asked = world.consumer.end_offsets, []
+    world.consumer.end_offsets = lambda *arguments, **options: asked.append(1) or ask(*arguments, **options)
+    world.consumer.beginning_offsets = None  # asking for these as well is a TypeError
+    world.run(100)
+    assert asked
+
+
 # A topic that was created again, a database that was restored, retention
 
 
