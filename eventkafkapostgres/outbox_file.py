@@ -98,7 +98,7 @@ class OutboxFile:
             if first < 1 or last > MAX_POSITION:
                 raise sqlite3.DatabaseError("a position is out of range")
             if behind:
-                shift = max(behind, self.last_position()) + 1  # so far that it collides with nothing on the way
+                shift = max(behind, last) + 1  # so far that it collides with nothing on the way
                 self.connection.execute("update warnings set position = position + ?", (shift,))
         except sqlite3.Error:
             self.connection.close()
