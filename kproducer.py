@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from kafka import KafkaProducer
 
@@ -41,7 +41,7 @@ from eventkafkapostgres.message import heartbeat, to_json, uuid7, warning
 from eventkafkapostgres.outages import KafkaLog, counted
 from eventkafkapostgres.outbox import Outbox, outbox_path
 from eventkafkapostgres.rates import format_rate, parse_rate
-from eventkafkapostgres.settings import FIXED_PRODUCER_OPTIONS, PRODUCER_OPTIONS, kafka_options, make_client
+from eventkafkapostgres.settings import make_client, producer_options
 from eventkafkapostgres.tls import Certificates
 from eventkafkapostgres.workarounds import PRODUCER_CLIENT, end_producer
 from simpleEvents import EventSystem
@@ -109,12 +109,7 @@ def flush_seconds(settings: argparse.Namespace, stopped: bool, outbox: Outbox) -
 
 def check(settings: argparse.Namespace, kafka_log: KafkaLog) -> int:
     """--check: everything that the producer needs."""
-    return print_results(check_producer(settings, producer_options, kafka_log))
-
-
-def producer_options() -> dict[str, Any]:
-    """What the KafkaProducer is made with. SettingsError when a setting is wrong."""
-    return kafka_options(KafkaProducer, os.environ, PRODUCER_OPTIONS, FIXED_PRODUCER_OPTIONS)
+    return print_results(check_producer(settings, partial(producer_options, os.environ), kafka_log))
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -156,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run(settings: argparse.Namespace, stop: Stop, kafka_log: KafkaLog, terminal: Terminal) -> int:
         check_intervals(settings.interval, settings.flush_interval)
-        options = producer_options()
+        options = producer_options(os.environ)
         certificates = Certificates(options)
         certificates.renew()
         outbox = Outbox(settings.outbox or outbox_path(os.environ))

@@ -124,6 +124,11 @@ def kafka_options(
     return {**chosen, **fixed}
 
 
+def producer_options(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the KafkaProducer is made with. SettingsError when a setting is wrong."""
+    return kafka_options(KafkaProducer, environ, PRODUCER_OPTIONS, FIXED_PRODUCER_OPTIONS)
+
+
 def consumer_options(environ: Mapping[str, str], group: str, until_empty: bool) -> dict[str, Any]:
     """What the KafkaConsumer is made with. SettingsError when a setting is wrong."""
     fixed = {**FIXED_CONSUMER_OPTIONS, "group_id": group}

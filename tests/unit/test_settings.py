@@ -12,6 +12,7 @@ import pytest
 from environments import KAFKA, SASL
 from kafka import KafkaConsumer, KafkaProducer
 
+from eventkafkapostgres import settings
 from eventkafkapostgres.outages import SettingsError, first_line
 from eventkafkapostgres.settings import (
     CONSUMER_OPTIONS,
@@ -29,7 +30,7 @@ from eventkafkapostgres.tls import Certificates
 
 
 def producer_options(**environ):
-    return kafka_options(KafkaProducer, {**KAFKA, **environ}, PRODUCER_OPTIONS, FIXED_PRODUCER_OPTIONS)
+    return settings.producer_options({**KAFKA, **environ})
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_what_the_promise_rests_on_cannot_be_set(option):
 
 def test_settings_that_only_the_other_script_knows_are_accepted_and_left_out():
     environ = {"KAFKA_MAX_POLL_RECORDS": "10", "KAFKA_LINGER_MS": "5", **KAFKA}
-    producers = kafka_options(KafkaProducer, environ, PRODUCER_OPTIONS, FIXED_PRODUCER_OPTIONS)
+    producers = settings.producer_options(environ)
     consumers = kafka_options(KafkaConsumer, environ, CONSUMER_OPTIONS, FIXED_CONSUMER_OPTIONS)
     assert ("max_poll_records" in producers, producers["linger_ms"]) == (False, 5)
     assert ("linger_ms" in consumers, consumers["max_poll_records"]) == (False, 10)
@@ -142,7 +143,7 @@ def test_a_wrong_setting_is_named(environ, message):
 def test_a_misspelt_setting_is_reported_with_the_right_name(name, right):
     environ = {name: "s3cret"} if right == "KAFKA_BOOTSTRAP_SERVERS" else {**KAFKA, name: "s3cret"}
     with pytest.raises(SettingsError, match=rf"^{name}: did you mean {right}\?") as caught:
-        kafka_options(KafkaProducer, environ, PRODUCER_OPTIONS, FIXED_PRODUCER_OPTIONS)
+        settings.producer_options(environ)
     assert "s3cret" not in str(caught.value)
 
 
