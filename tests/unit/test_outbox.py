@@ -352,8 +352,9 @@ def test_a_file_that_could_not_be_read_once_is_read_again_and_everything_goes_on
     assert reopened(outbox) == [str(n).encode() for n in range(1, 300)]
 
 
-def test_of_a_file_with_a_bad_page_what_stands_before_and_behind_it_goes_on(tmp_path, caplog):
-    path = tmp_path / "outbox.sqlite"
+def with_a_bad_page(folder):
+    """An outbox with a hundred warnings, of which a page in the middle can't be read."""
+    path = folder / "outbox.sqlite"
     first = Outbox(path)
     put(first, *(f"{n:03}{FAT}" for n in range(100)))
     first.close()
@@ -361,6 +362,11 @@ def test_of_a_file_with_a_bad_page_what_stands_before_and_behind_it_goes_on(tmp_
     at = content.index(b"050xxx") // 4096 * 4096
     content[at : at + 4096] = b"\xff" * 4096
     path.write_bytes(content)
+    return path
+
+
+def test_of_a_file_with_a_bad_page_what_stands_before_and_behind_it_goes_on(tmp_path, caplog):
+    path = with_a_bad_page(tmp_path)
     outbox = Outbox(path)
     found = [value[:3] for value in values(outbox)]
     assert found[0] == b"000"
@@ -582,14 +588,7 @@ def test_an_overload_goes_on_in_the_new_file(outbox, clock):
 def test_a_file_that_turns_out_to_be_damaged_when_the_disk_is_back_hides_nothing_that_memory_holds(
     tmp_path, clock, monkeypatch
 ):
-    path = tmp_path / "outbox.sqlite"
-    first = Outbox(path)
-    put(first, *(f"{n:03}{FAT}" for n in range(100)))
-    first.close()
-    content = bytearray(path.read_bytes())
-    at = content.index(b"050xxx") // 4096 * 4096
-    content[at : at + 4096] = b"\xff" * 4096
-    path.write_bytes(content)
+    path = with_a_bad_page(tmp_path)
     with monkeypatch.context() as broken:
         refuse_files(broken, errno.EIO)
         outbox = Outbox(path, clock)
